@@ -1,0 +1,36 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# One stamp per environment: set up again only when what it is made from has changed.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	# torch by its exact version first: a range would make pip weigh gigabytes of CUDA builds.
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+install: $(VENV)/.installed  ## make .venv with the package and its known-good dependencies
+
+quickstart: install  ## the whole way on a bundled sample: pretrain, export, fine-tune a tagger, show the numbers
+	$(BIN)/python recipes/quickstart.py
+
+test: install  ## every test, the slow ones included
+	$(BIN)/python -m pytest -q
+
+test-fast: install  ## the tests that take seconds
+	$(BIN)/python -m pytest -q -m "not slow"
+
+lint: install  ## ruff: style and formatting
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+clean:  ## remove what the runs of this folder made
+	rm -rf outputs
+
+.PHONY: help install quickstart test test-fast lint clean
