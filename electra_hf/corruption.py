@@ -1,0 +1,74 @@
+"""The idea of ELECTRA as pure functions of tensors: select, mask, sample, corrupt.
+
+Shapes: B rows, L tokens a row, K selected positions a row, V vocabulary entries. All random numbers come from the
+default stream of the tensors' device, so a checkpoint of that stream makes a run repeatable.
+Rules are those of Clark et al. 2020 as the authors' code has them (numbered in the tests).
+"""
+
+import torch
+from torch import Tensor
+
+KEEP_PROBABILITY = 0.15  # share of the selected tokens that the generator sees as they are (rule 1)
+
+
+@torch.no_grad()
+def select_positions(
+    input_ids: Tensor, is_real: Tensor, special_token_ids: list[int], mask_probability: float
+) -> tuple[Tensor, Tensor]:
+    """Draw the positions that the generator must guess: distinct, never special, never padding.
+
+    `input_ids` (B, L) int64, `is_real` (B, L) bool, False on padding. Returns `positions` (B, K) int64 and
+    `is_selected` (B, K) bool with K = max(1, round(mask_probability * L)). A row with n < L real tokens has only
+    round(mask_probability * n) selected positions (rule 16); its spare slots repeat the first one and are False.
+    The authors draw with replacement, about 17.7 distinct of 19; we draw without (rule 3).
+    """
+    is_candidate = is_real
+    for token_id in special_token_ids:
+        is_candidate = is_candidate & (input_ids != token_id)
+    num_slots = max(1, round(mask_probability * input_ids.shape[1]))
+    scores = torch.rand(input_ids.shape, device=input_ids.device).masked_fill(~is_candidate, -1.0)
+    positions = scores.topk(num_slots, dim=1).indices
+
+    budget = (is_real.sum(1, keepdim=True) * mask_probability).round().clamp(min=1)
+    budget = torch.minimum(budget, is_candidate.sum(1, keepdim=True))
+    is_selected = torch.arange(num_slots, device=input_ids.device) < budget
+    return torch.where(is_selected, positions, positions[:, :1]), is_selected
+
+
+@torch.no_grad()
+def mask_tokens(input_ids: Tensor, positions: Tensor, is_selected: Tensor, mask_token_id: int) -> Tensor:
+    """The generator's input (B, L): 85 % of the selected tokens become [MASK], 15 % stay (rule 1)."""
+    is_masked = torch.rand(positions.shape, device=positions.device) >= KEEP_PROBABILITY
+    return _write(input_ids, positions, is_selected & is_masked, torch.full_like(positions, mask_token_id))
+
+
+@torch.no_grad()
+def sample_tokens(logits: Tensor) -> Tensor:
+    """Draw one token per position from softmax(logits), (B, K, V) -> (B, K) int64 (rule 5).
+
+    One uniform number is looked up in the cumulative distribution, in fp32: the same law as the authors' Gumbel
+    noise, which draws V numbers per position.
+    """
+    cumulative = logits.float().softmax(-1).cumsum(-1)
+    # The last entry is 1 up to rounding; scaling by it keeps the threshold inside the table.
+    threshold = torch.rand(logits.shape[:-1] + (1,), device=logits.device) * cumulative[..., -1:]
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+
+
+@torch.no_grad()
+def corrupt(input_ids: Tensor, positions: Tensor, is_selected: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Write the generator's samples over the original row, and say which tokens changed, both (B, L).
+
+    The row holds no [MASK] and the kept 15 % are overwritten too (rule 6); a lucky sample, equal to the original,
+    counts as original (rule 7).
+    """
+    corrupted_ids = _write(input_ids, positions, is_selected, samples)
+    return corrupted_ids, corrupted_ids != input_ids
+
+
+def _write(input_ids, positions, where, values):
+    """A copy of `input_ids` (B, L) with `values` (B, K) at the `positions` (B, K) for which `where` (B, K) holds."""
+    # Slots that write nothing go to a spare column, which keeps every shape static.
+    length = input_ids.shape[1]
+    spare = torch.nn.functional.pad(input_ids, (0, 1))
+    return spare.scatter(1, torch.where(where, positions, length), values)[:, :length]

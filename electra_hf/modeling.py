@@ -1,0 +1,152 @@
+"""`ElectraForPretraining`: a generator and a discriminator that learn together (Clark et al. 2020)."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import (
+    AutoModel,
+    AutoModelForPreTraining,
+    ElectraForMaskedLM,
+    ElectraForPreTraining,
+    PreTrainedModel,
+)
+from transformers.utils import ModelOutput
+
+from electra_hf.configuration import ElectraPretrainingConfig
+from electra_hf.corruption import corrupt, mask_tokens, sample_tokens, select_positions
+from electra_hf.tokenization import save_tokenizer
+
+# The authors share the whole embedding module, LayerNorm included (rule 11); `embeddings_project` stays separate.
+_SHARED_EMBEDDINGS = (
+    "word_embeddings.weight",
+    "position_embeddings.weight",
+    "token_type_embeddings.weight",
+    "LayerNorm.weight",
+    "LayerNorm.bias",
+)
+
+
+@dataclass
+class ElectraForPretrainingOutput(ModelOutput):
+    """What one forward pass of the pair yields. B rows of L tokens, K selected positions a row.
+
+    loss, generator_loss, discriminator_loss: scalars, the latter two unweighted means.
+    selected_positions (B, K) int64 and is_selected (B, K) bool: what the generator had to guess (see
+    `corruption.select_positions`). generator_predictions (B, K) int64: its most probable tokens there.
+    corrupted_ids (B, L) int64, is_replaced (B, L) bool: what the discriminator saw, and its labels.
+    discriminator_logits (B, L): > 0 means "replaced".
+    """
+
+    loss: Tensor | None = None
+    generator_loss: Tensor | None = None
+    discriminator_loss: Tensor | None = None
+    selected_positions: Tensor | None = None
+    is_selected: Tensor | None = None
+    generator_predictions: Tensor | None = None
+    corrupted_ids: Tensor | None = None
+    is_replaced: Tensor | None = None
+    discriminator_logits: Tensor | None = None
+
+
+class ElectraForPretraining(PreTrainedModel):
+    """The pair, generator and discriminator. (Hugging Face's `ElectraForPreTraining` is our `.discriminator` alone.)"""
+
+    config: ElectraPretrainingConfig
+    base_model_prefix = "discriminator"
+    main_input_name = "input_ids"
+    accepts_loss_kwargs = False  # else the Trainer multiplies the loss by accumulation steps and processes
+    supports_gradient_checkpointing = True
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+    _no_split_modules = ["ElectraLayer"]
+    _tied_weights_keys = {
+        f"generator.electra.embeddings.{name}": f"discriminator.electra.embeddings.{name}"
+        for name in _SHARED_EMBEDDINGS
+    }
+
+    def __init__(self, config: ElectraPretrainingConfig):
+        super().__init__(config)
+        self.generator = ElectraForMaskedLM(config.generator_config)
+        self.discriminator = ElectraForPreTraining(config.discriminator_config)
+        self.post_init()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> ElectraForPretrainingOutput:
+        """`input_ids` (B, L) int64; `attention_mask` (B, L), 0 on padding, needed only where rows are padded."""
+        config = self.config
+        is_real = input_ids != config.pad_token_id
+        if attention_mask is not None:
+            is_real = is_real & attention_mask.bool()
+
+        positions, is_selected = select_positions(
+            input_ids, is_real, config.special_token_ids, config.mask_probability
+        )
+        masked_ids = mask_tokens(input_ids, positions, is_selected, config.mask_token_id)
+        generator_logits = self.generator_logits(masked_ids, positions, attention_mask)
+        targets = input_ids.gather(1, positions)
+        generator_loss = _mean(_token_cross_entropy(generator_logits, targets), is_selected)
+
+        samples = sample_tokens(generator_logits.detach())  # no gradient through the sample (rule 5)
+        corrupted_ids, is_replaced = corrupt(input_ids, positions, is_selected, samples)
+        discriminator_logits = self.discriminator(corrupted_ids, attention_mask=attention_mask).logits.float()
+        discriminator_loss = _mean(
+            F.binary_cross_entropy_with_logits(discriminator_logits, is_replaced.float(), reduction="none"), is_real
+        )
+        return ElectraForPretrainingOutput(
+            loss=config.generator_weight * generator_loss + config.discriminator_weight * discriminator_loss,
+            generator_loss=generator_loss,
+            discriminator_loss=discriminator_loss,
+            selected_positions=positions,
+            is_selected=is_selected,
+            generator_predictions=generator_logits.detach().argmax(-1),
+            corrupted_ids=corrupted_ids,
+            is_replaced=is_replaced,
+            discriminator_logits=discriminator_logits,
+        )
+
+    def generator_logits(self, masked_ids: Tensor, positions: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Vocabulary logits (B, K, V) at the selected positions only: 29 % fewer operations than everywhere."""
+        hidden = self.generator.electra(masked_ids, attention_mask=attention_mask).last_hidden_state
+        hidden = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
+        return self.generator.generator_lm_head(self.generator.generator_predictions(hidden))
+
+    def save_discriminator(self, folder, tokenizer=None):
+        """Write a plain Hugging Face ELECTRA (`AutoModel`, `ElectraForPreTraining`, ...) with its tokenizer."""
+        self._save_part(self.discriminator, folder, tokenizer)
+
+    def save_generator(self, folder, tokenizer=None):
+        """Write the generator as a plain `ElectraForMaskedLM` with its tokenizer."""
+        self._save_part(self.generator, folder, tokenizer)
+
+    def _save_part(self, part, folder, tokenizer):
+        part.save_pretrained(folder)
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, folder)
+
+    def get_input_embeddings(self):
+        return self.discriminator.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.discriminator.set_input_embeddings(value)
+        self.generator.set_input_embeddings(value)
+
+    def get_output_embeddings(self):
+        return self.generator.get_output_embeddings()
+
+    def set_output_embeddings(self, value):
+        self.generator.set_output_embeddings(value)
+
+
+def _token_cross_entropy(logits, targets):
+    """(B, K, V), (B, K) -> (B, K), in fp32."""
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+
+
+def _mean(values, where):
+    """The mean of `values` where `where` holds; rows without padding make it a mean over a fixed number (rule 9)."""
+    where = where.to(values.dtype)
+    return (values * where).sum() / where.sum().clamp(min=1)
+
+
+AutoModel.register(ElectraPretrainingConfig, ElectraForPretraining)
+AutoModelForPreTraining.register(ElectraPretrainingConfig, ElectraForPretraining)

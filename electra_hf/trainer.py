@@ -1,0 +1,134 @@
+"""`ElectraTrainer`: the Hugging Face Trainer with a log, an evaluation and a learning rate that fit the pair."""
+
+import logging
+import time
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from electra_hf.metrics import PretrainingMetrics, diagnose
+from electra_hf.packing import collate_rows
+
+logger = logging.getLogger(__name__)
+
+
+class _OwnRandomStream(TrainerCallback):
+    """Each process masks, samples and drops out on its own: the Trainer seeds them all alike."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        # A resumed run replaces this by the stream of its checkpoint, after the skipped batches.
+        torch.manual_seed(args.seed + 1000 * args.process_index)
+
+
+class ElectraTrainer(Trainer):
+    """Trains an `ElectraForPretraining` on packed rows (`packing.PackedRows`).
+
+    It adds to the Trainer: both losses and the detection metrics in every log, summed on the device over all
+    micro-batches and processes since the last one; an evaluation whose draws are the same every time and whose
+    memory is that of one batch; the authors' learning rate schedule; a random stream for each process.
+    Adam corrects its bias, which the authors' does not (rule 14): with warm-up the two differ little.
+    """
+
+    def __init__(self, model, args, data_collator=collate_rows, **kwargs):
+        super().__init__(model, args, data_collator=data_collator, **kwargs)
+        self.add_callback(_OwnRandomStream())
+        self._train_metrics = PretrainingMetrics(args.device)
+        self._findings = []
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        output = model(**inputs)
+        metrics = self._train_metrics if model.training else self._evaluation_metrics
+        metrics.update(output, inputs["input_ids"], self._is_real(**inputs))
+        return (output.loss, output) if return_outputs else output.loss
+
+    def _is_real(self, input_ids, attention_mask=None):
+        is_real = input_ids != self.model.config.pad_token_id
+        return is_real if attention_mask is None else is_real & attention_mask.bool()
+
+    def log(self, logs, start_time=None):
+        if "loss" in logs:
+            logs.update(self._training_metrics_since_last_log())
+        if "train_runtime" in logs:
+            tokens = self._tokens_per_step() * self.state.global_step
+            this_session = self._tokens_per_step() * (self.state.global_step - self._initial_global_step)
+            logs["train_tokens"] = tokens
+            logs["train_tokens_per_second"] = this_session / logs["train_runtime"]
+        super().log(logs, start_time)
+
+    def _training_metrics_since_last_log(self):
+        """Runs on every process, as `log` does."""
+        self._train_metrics.reduce(self.accelerator)
+        metrics = self._train_metrics.compute()
+        self._train_metrics.reset()
+        now, step = time.perf_counter(), self.state.global_step
+        last_time, last_step = getattr(self, "_last_log", (None, step))
+        if last_time is not None and step > last_step:
+            metrics["tokens_per_second"] = self._tokens_per_step() * (step - last_step) / (now - last_time)
+        self._last_log = (now, step)
+        if metrics and step >= self.args.get_warmup_steps(self.state.max_steps):
+            self._warn(diagnose(metrics))
+        return metrics
+
+    def _warn(self, findings):
+        # The same finding at every log would be noise.
+        if findings != self._findings and self.is_world_process_zero():
+            for finding in findings:
+                logger.warning(finding)
+        self._findings = findings
+
+    def _tokens_per_step(self):
+        """Tokens of one optimizer step over all processes: packed rows have one length and no padding."""
+        row_length = self.train_dataset[0]["input_ids"].shape[0]
+        args = self.args
+        return args.train_batch_size * args.gradient_accumulation_steps * args.world_size * row_length
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        """Whole batches in turn to the processes: none is padded or read twice, and process count changes no draw."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        size = self.args.eval_batch_size
+        batches = [range(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)]
+        mine = batches[self.args.process_index :: self.args.world_size]
+        return DataLoader(dataset, batch_sampler=mine, collate_fn=self.data_collator)
+
+    def evaluation_loop(self, dataloader, description, metric_key_prefix="eval", **kwargs):
+        """Evaluate on draws from fixed seeds, one per batch, and leave the training's random stream untouched."""
+        model = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        model.to(self.args.device).eval()
+        self._evaluation_metrics = metrics = PretrainingMetrics(self.args.device)
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices), self.compute_loss_context_manager():
+            for number, batch in enumerate(dataloader):
+                torch.manual_seed(self.args.process_index + number * self.args.world_size)
+                self.compute_loss(model, self._prepare_inputs(batch))
+        model.train(was_training)
+
+        metrics.reduce(self.accelerator)
+        values = metrics.compute()
+        config = model.config
+        values["loss"] = (
+            config.generator_weight * values["generator_loss"]
+            + config.discriminator_weight * values["discriminator_loss"]
+        )
+        self._warn(diagnose(values))
+        return EvalLoopOutput(
+            predictions=None,
+            label_ids=None,
+            metrics={f"{metric_key_prefix}_{name}": value for name, value in values.items()},
+            num_samples=len(dataloader.dataset),
+        )
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        """The authors' schedule (rule 15): linear decay over all steps, multiplied by the warm-up."""
+        if self.args.lr_scheduler_type != "linear" or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        warmup_steps = self.args.get_warmup_steps(num_training_steps)
+
+        def factor(step):
+            return min(1.0, (step + 1) / max(1, warmup_steps)) * max(0.0, 1 - step / num_training_steps)
+
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
