@@ -1,3 +1,7 @@
 """Pretrain an ELECTRA encoder on your own text and fine-tune a tagger from it, with the Hugging Face libraries."""
 
-__version__ = "0.1.0"
+from electra_hf.configuration import ElectraPretrainingConfig
+from electra_hf.modeling import ElectraForPretraining
+from electra_hf.trainer import ElectraTrainer
+
+__all__ = ["ElectraForPretraining", "ElectraPretrainingConfig", "ElectraTrainer"]

@@ -4,12 +4,12 @@ import difflib
 import json
 import os
 import sys
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 
 from electra_hf.errors import InputError
 
@@ -32,9 +32,12 @@ def parse_arguments(*argument_classes, argv=None):
     config, _ = parser.parse_known_args(argv)
     tokens = _tokens_from_yaml(parser, config.config) if config.config else []
     # The file's values stand before the user's flags, and argparse lets the last one win.
-    *arguments, _, unknown = parser.parse_args_into_dataclasses(
-        tokens + argv, return_remaining_strings=True, look_for_args_file=False
-    )
+    try:
+        *arguments, _, unknown = parser.parse_args_into_dataclasses(
+            tokens + argv, return_remaining_strings=True, look_for_args_file=False
+        )
+    except (ValueError, ImportError) as error:  # what the dataclasses themselves refuse, bf16 without a GPU say
+        raise InputError(str(error)) from error
     if unknown:
         known = {option for action in parser._actions for option in action.option_strings}
         raise InputError(f"{unknown[0]} is not a setting of this recipe{_suggestion(unknown[0], known)}.")
@@ -104,22 +107,122 @@ def as_dict(key, value):
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
-            raise InputError(f"{key}: expected JSON such as '{{\"num_hidden_layers\": 3}}', got {value!r} ({error}).") from None
+            raise InputError(
+                f"{key}: expected JSON such as '{{\"num_hidden_layers\": 3}}', got {value!r} ({error})."
+            ) from None
     if not isinstance(value, dict):
         raise InputError(f"{key}: expected settings by name, got {value!r}.")
     return value
+
+
+@dataclass
+class ModelArguments:
+    """The pair: from scratch in one of the paper's sizes, or from published networks."""
+
+    model_size: str = field(default="small", metadata={"help": "small, base or large (paper, table 6)."})
+    generator: dict | str | None = field(
+        default=None, metadata={"help": "ElectraConfig fields of the generator that differ from its size."}
+    )
+    discriminator: dict | str | None = field(
+        default=None, metadata={"help": "ElectraConfig fields of the discriminator that differ from its size."}
+    )
+    discriminator_name_or_path: str | None = field(
+        default=None, metadata={"help": "Continue from this published discriminator (its size, its tokenizer)."}
+    )
+    generator_name_or_path: str | None = field(
+        default=None, metadata={"help": "The published generator that belongs to it."}
+    )
+    objective: str = field(default="electra", metadata={"help": "What the encoder learns from."})
+    embedding_sharing: str = field(default="shared", metadata={"help": "Which embeddings the two networks share."})
+    mask_probability: float | None = field(
+        default=None, metadata={"help": "Share of tokens the generator must guess (default: 0.15, large 0.25)."}
+    )
+    generator_weight: float = field(default=1.0, metadata={"help": "Weight of the generator's loss."})
+    discriminator_weight: float = field(default=50.0, metadata={"help": "Weight of the discriminator's loss."})
+
+    def __post_init__(self):
+        self.generator = as_dict("generator", self.generator)
+        self.discriminator = as_dict("discriminator", self.discriminator)
+        if (self.discriminator_name_or_path is None) != (self.generator_name_or_path is None):
+            raise InputError(
+                "discriminator_name_or_path and generator_name_or_path go together: a discriminator learns nothing "
+                "without the generator that fills its input."
+            )
+
+    def pair_settings(self):
+        """The settings of the pair itself, for `ElectraPretrainingConfig`."""
+        settings = {
+            "objective": self.objective,
+            "embedding_sharing": self.embedding_sharing,
+            "generator_weight": self.generator_weight,
+            "discriminator_weight": self.discriminator_weight,
+        }
+        return settings if self.mask_probability is None else settings | {"mask_probability": self.mask_probability}
+
+
+@dataclass
+class TokenizerArguments:
+    """The tokenizer: trained on the corpus, or an existing one."""
+
+    tokenizer_name_or_path: str | None = field(
+        default=None, metadata={"help": "An existing tokenizer, local or from the Hub; otherwise one is trained."}
+    )
+    tokenizer_type: str = field(default="wordpiece", metadata={"help": "wordpiece or bpe (byte-level)."})
+    vocab_size: int = field(default=52_000, metadata={"help": "Entries, rounded up to a multiple of 64."})
+    lowercase: bool = field(default=False, metadata={"help": "Lower-case the text; accents stay either way."})
+    max_length: int = field(
+        default=128, metadata={"help": "Length of a packed row in tokens, [CLS] and [SEP] included."}
+    )
+
+    def training_settings(self):
+        """What a new tokenizer is trained with, for `tokenization.train_tokenizer`."""
+        return {
+            "vocab_size": self.vocab_size,
+            "tokenizer_type": self.tokenizer_type,
+            "lowercase": self.lowercase,
+        }
+
+
+@dataclass
+class PretrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the paper's numbers (table 6, small) as defaults, and what exact resume needs."""
+
+    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
+    warmup_steps: float = field(default=10_000, metadata={"help": "Steps of warm-up; below 1, a share of all."})
+    per_device_train_batch_size: int = field(default=128, metadata={"help": "Rows a device takes at a time."})
+    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Rows a device evaluates at a time."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Not on biases and LayerNorm."})
+    adam_epsilon: float = field(default=1e-6, metadata={"help": "Epsilon of AdamW."})
+    logging_steps: float = field(default=100, metadata={"help": "Steps between two logs; below 1, a share of all."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
+    resume_from_checkpoint: str | None = field(
+        default="auto", metadata={"help": "auto: the newest checkpoint in output_dir, if any; never; or a folder."}
+    )
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "True would log a NaN loss as 0."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Packed rows have one column."})
+    dataloader_drop_last: bool = field(default=True, metadata={"help": "Every step sees a batch of one shape."})
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "There are none."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.hub_token is not None:
+            raise InputError(
+                "hub_token: give the token by `hf auth login` or the variable HF_TOKEN, never as a setting."
+            )
+        if self.data_seed is None:
+            self.data_seed = self.seed
 
 
 def save_recipe(path, *arguments):
     """Write every setting as it ran to a YAML file that `--config` reads again. Secrets are never written."""
     recipe = {}
     for group in arguments:
-        for field in fields(group):
-            value = getattr(group, field.name)
+        for setting in fields(group):
+            value = getattr(group, setting.name)
             if is_dataclass(value):
                 value = asdict(value)
-            if field.init and value is not None and value != [] and not field.name.endswith("_token"):
-                recipe[field.name] = value.value if isinstance(value, Enum) else value
+            if setting.init and value is not None and value != [] and not setting.name.endswith("_token"):
+                recipe[setting.name] = value.value if isinstance(value, Enum) else value
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
     Path(path).write_text(text, encoding="utf-8")
 

@@ -1,6 +1,7 @@
 """The configuration of the pair: two `ElectraConfig`s and what joins them."""
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, ElectraConfig, PreTrainedConfig
 
 from electra_hf.errors import InputError
@@ -78,22 +79,25 @@ class ElectraPretrainingConfig(PreTrainedConfig):
         _check_choice("model_size", size, SIZES)
         fields = dict(SIZES[size])
         fraction = fields.pop("generator_fraction")
-        discriminator_fields = _resolve({**fields, "vocab_size": vocab_size}, discriminator, "discriminator")
+        discriminator_config = _resolve({**fields, "vocab_size": vocab_size}, discriminator, "discriminator")
         # Rule 13: a quarter (base: a third) of the width, as many layers.
         narrow = {**fields, "hidden_size": fields["hidden_size"] // fraction}
-        shared = {name: discriminator_fields[name] for name in _EMBEDDING_FIELDS if name in discriminator_fields}
-        generator_fields = _resolve({**narrow, **shared}, generator, "generator")
+        shared = {name: getattr(discriminator_config, name) for name in _EMBEDDING_FIELDS}
+        generator_config = _resolve({**narrow, **shared}, generator, "generator")
         kwargs.setdefault("mask_probability", MASK_PROBABILITIES[size])
-        return cls(generator_config=generator_fields, discriminator_config=discriminator_fields, **kwargs)
+        return cls(generator_config=generator_config, discriminator_config=discriminator_config, **kwargs)
 
     def num_selected(self, length):
         """Positions selected in a row of `length` tokens: a fixed number, so that every shape is static (rule 3)."""
         return max(1, round(self.mask_probability * length))
 
     def to_dict(self):
-        # ElectraConfig refuses a text where a number belongs, and shows it: without this, a plain ELECTRA class
-        # would load a folder of the pair as a network of random weights.
-        return {**super().to_dict(), "hidden_size": _NOT_A_PLAIN_ELECTRA}
+        # A plain ELECTRA class must not load a folder of the pair as a network of random weights: it would take
+        # the first part that calls itself ELECTRA, and otherwise refuses a text where a number belongs, and shows it.
+        fields = {**super().to_dict(), "hidden_size": _NOT_A_PLAIN_ELECTRA}
+        for part in self.sub_configs_defaults:
+            fields[part] = {name: value for name, value in fields[part].items() if name != "model_type"}
+        return fields
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -109,7 +113,10 @@ def _resolve(fields, overrides, name):
     if isinstance(fields["hidden_size"], int):  # anything else is named by ElectraConfig itself
         fields.setdefault("num_attention_heads", max(1, fields["hidden_size"] // 64))
         fields.setdefault("intermediate_size", 4 * fields["hidden_size"])
-    return fields
+    try:
+        return ElectraConfig(**fields)
+    except StrictDataclassError as error:
+        raise InputError(f"{name}: {' '.join(str(error).split())}") from None
 
 
 def _check_choice(key, value, choices):

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import (
@@ -51,7 +50,7 @@ class ElectraForPretrainingOutput(ModelOutput):
 
 
 class ElectraForPretraining(PreTrainedModel):
-    """The pair, generator and discriminator. (Hugging Face's `ElectraForPreTraining` is our `.discriminator` alone.)"""
+    """The pair, generator and discriminator. (Theirs, `ElectraForPreTraining`, is `.discriminator` alone.)"""
 
     config: ElectraPretrainingConfig
     base_model_prefix = "discriminator"
@@ -70,6 +69,22 @@ class ElectraForPretraining(PreTrainedModel):
         self.generator = ElectraForMaskedLM(config.generator_config)
         self.discriminator = ElectraForPreTraining(config.discriminator_config)
         self.post_init()
+
+    @classmethod
+    def from_published(cls, discriminator, generator, **settings):
+        """Continue from a published discriminator and generator (local folders or Hub names), in fp32.
+
+        `settings` are those of `ElectraPretrainingConfig`. The embeddings the two share are the discriminator's.
+        """
+        discriminator = ElectraForPreTraining.from_pretrained(discriminator, dtype="float32")
+        generator = ElectraForMaskedLM.from_pretrained(generator, dtype="float32")
+        config = ElectraPretrainingConfig(
+            generator_config=generator.config, discriminator_config=discriminator.config, **settings
+        )
+        pair = cls(config)
+        pair.generator.load_state_dict(generator.state_dict())
+        pair.discriminator.load_state_dict(discriminator.state_dict())
+        return pair
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> ElectraForPretrainingOutput:
         """`input_ids` (B, L) int64; `attention_mask` (B, L), 0 on padding, needed only where rows are padded."""
@@ -146,6 +161,24 @@ def _mean(values, where):
     """The mean of `values` where `where` holds; rows without padding make it a mean over a fixed number (rule 9)."""
     where = where.to(values.dtype)
     return (values * where).sum() / where.sum().clamp(min=1)
+
+
+def build_pair(model_args, tokenizer) -> ElectraForPretraining:
+    """The pair that `arguments.ModelArguments` describe, for a tokenizer. Raises `InputError`."""
+    settings = model_args.pair_settings() | {
+        "pad_token_id": tokenizer.pad_token_id,
+        "mask_token_id": tokenizer.mask_token_id,
+        "special_token_ids": [getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep", "mask")],
+    }
+    if model_args.discriminator_name_or_path:
+        return ElectraForPretraining.from_published(
+            model_args.discriminator_name_or_path, model_args.generator_name_or_path, **settings
+        )
+    networks = {"generator": model_args.generator, "discriminator": model_args.discriminator}
+    config = ElectraPretrainingConfig.from_size(
+        model_args.model_size, vocab_size=len(tokenizer), **networks, **settings
+    )
+    return ElectraForPretraining(config)
 
 
 AutoModel.register(ElectraPretrainingConfig, ElectraForPretraining)

@@ -1,0 +1,37 @@
+"""Pictures of a run."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # a training machine has no screen
+import matplotlib.pyplot as plt
+
+
+def draw_curves(log_history: list[dict], path):
+    """Draw losses, detection, generator and speed over the steps of a run, from the Trainer's `state.log_history`."""
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7), constrained_layout=True)
+    panels = [
+        ("Losses", ("generator_loss", "discriminator_loss"), None),
+        ("Replaced-token detection", ("rtd_auc", "rtd_accuracy", "rtd_majority_baseline"), None),
+        ("Generator accuracy and share replaced", ("generator_accuracy", "replaced_share"), None),
+        ("Speed", ("tokens_per_second",), "tokens per second"),
+    ]
+    for axis, (title, names, label) in zip(axes.flat, panels, strict=True):
+        for color, name in enumerate(names):
+            _draw(axis, log_history, name, f"C{color}", linestyle="-", label=name.replace("_", " "))
+            _draw(axis, log_history, f"eval_{name}", f"C{color}", linestyle="none", marker="o", label="held out")
+        axis.set(title=title, xlabel="step", ylabel=label)
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(fontsize=8)
+    axes[0, 0].set_yscale("log")
+    axes[1, 1].set_ylim(bottom=0)
+    figure.savefig(Path(path), dpi=110)
+    plt.close(figure)
+
+
+def _draw(axis, log_history, name, color, **style):
+    points = [(log["step"], log[name]) for log in log_history if name in log]
+    if points:
+        axis.plot(*zip(*points, strict=True), color=color, **style)

@@ -1,0 +1,64 @@
+"""Pretrain an ELECTRA on raw text: corpus, tokenizer, packed rows, the pair, and at the end a plain discriminator.
+
+accelerate launch recipes/pretrain.py --config recipes/esperanto_small/pretrain.yaml [--any_key value]
+"""
+
+import json
+from pathlib import Path
+
+from transformers import set_seed
+
+from electra_hf import ElectraForPretraining, ElectraTrainer
+from electra_hf.arguments import ModelArguments, PretrainingArguments, TokenizerArguments, run_recipe, save_recipe
+from electra_hf.checkpoints import checkpoint_to_resume
+from electra_hf.corpus import CorpusArguments, format_report, load_corpus
+from electra_hf.figures import draw_curves
+from electra_hf.modeling import build_pair
+from electra_hf.packing import pack_dataset
+from electra_hf.tokenization import load_tokenizer, measure_tokenizer, save_tokenizer, train_tokenizer_once
+
+
+def main(corpus_args, tokenizer_args, model_args, training_args):
+    checkpoint = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
+    output_dir = Path(training_args.output_dir)
+    with training_args.main_process_first(desc="preparing the data"):
+        # Corpus: every source cleaned, merged, deduplicated, split by a hash of the content
+        corpus, report = load_corpus(corpus_args)
+
+        # Tokenizer: trained once on the training part, or an existing one
+        if name := tokenizer_args.tokenizer_name_or_path or model_args.discriminator_name_or_path:
+            tokenizer = load_tokenizer(name)
+            save_tokenizer(tokenizer, output_dir / "tokenizer")
+        else:
+            settings = tokenizer_args.training_settings()
+            tokenizer = train_tokenizer_once(output_dir / "tokenizer", corpus["train"], **settings)
+
+        # Rows: sentences joined with [SEP] and cut to exactly max_length, without padding
+        train_rows = pack_dataset(corpus["train"], tokenizer, tokenizer_args.max_length)
+        test_rows = pack_dataset(corpus["test"], tokenizer, tokenizer_args.max_length)
+
+    # Model: a small generator, and the discriminator that will be kept
+    set_seed(training_args.seed)
+    model = build_pair(model_args, tokenizer)
+
+    # Training: everything random happens in the model's forward, on the device
+    trainer = ElectraTrainer(model, training_args, train_dataset=train_rows, eval_dataset=test_rows)
+    if trainer.is_world_process_zero():
+        report |= measure_tokenizer(tokenizer, corpus["test"])
+        (output_dir / "corpus.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        save_recipe(output_dir / "recipe.yaml", corpus_args, tokenizer_args, model_args, training_args)
+        print(format_report(report))
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+
+    # Results: held-out metrics, curves, and two plain Hugging Face folders; the generator can be thrown away
+    metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        metrics |= {name: value for name, value in result.metrics.items() if name.startswith("train_")}
+        (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        draw_curves(trainer.state.log_history, output_dir / "curves.png")
+        model.save_discriminator(output_dir / "discriminator", tokenizer)
+        model.save_generator(output_dir / "generator", tokenizer)
+
+
+if __name__ == "__main__":
+    run_recipe(main, CorpusArguments, TokenizerArguments, ModelArguments, PretrainingArguments)
