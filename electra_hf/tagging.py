@@ -1,0 +1,345 @@
+"""Tagged text: `word TAG` lines, CoNLL columns, CoNLL-U and Hub datasets; its labels; the network that tags it."""
+
+import gzip
+import re
+import zlib
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import xxhash
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForTokenClassification, PretrainedConfig, PreTrainedModel
+
+from electra_hf.errors import InputError
+
+_MAX_BYTES = 2**30  # unpacked; a tagged file is some megabytes, so more is a broken or a hostile archive
+
+
+@dataclass
+class TaggedSentence:
+    """Words and their tags; `lines` says where in `source` each word stands (rows for a Hub dataset)."""
+
+    words: list[str]
+    tags: list[str]
+    source: str
+    lines: list[int]
+
+
+@dataclass
+class TaggingArguments:
+    """The tagged text: files of one's own, or a dataset from the Hub."""
+
+    train_file: str | None = field(
+        default=None, metadata={"help": "Path or URL: `word TAG` lines, CoNLL columns or CoNLL-U, .gz too."}
+    )
+    test_file: str | None = field(
+        default=None, metadata={"help": "The same for the test (default: a held-out share)."}
+    )
+    labels_file: str | None = field(
+        default=None, metadata={"help": "Path or URL: one label per line (default: the labels of the training part)."}
+    )
+    dataset_name: str | None = field(default=None, metadata={"help": "A dataset of the Hub instead of files."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    text_column: str = field(default="tokens", metadata={"help": "Its column with lists of words."})
+    label_column: str = field(default="upos", metadata={"help": "Its column with lists of tags."})
+    test_share: float = field(
+        default=0.1, metadata={"help": "Share of sentences held out when there is no test part, by content hash."}
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "Longest window in tokens, [CLS] and [SEP] included (default: the model's)."}
+    )
+
+
+def load_tagged_sentences(arguments: TaggingArguments) -> tuple[list[TaggedSentence], list[TaggedSentence]]:
+    """The training and the test sentences. Raises `InputError`."""
+    if (arguments.train_file is None) == (arguments.dataset_name is None):
+        raise InputError("Give the tagged text as either train_file (a path or URL) or dataset_name (a Hub dataset).")
+    if arguments.dataset_name:
+        train, test = _load_dataset(arguments)
+    else:
+        train = read_tagged_sentences(arguments.train_file)
+        test = read_tagged_sentences(arguments.test_file) if arguments.test_file else None
+    return split_by_content(train, arguments.test_share) if test is None else (train, test)
+
+
+def split_by_content(sentences: list[TaggedSentence], test_share: float):
+    """Hold out a share of the sentences by a hash of their words: equal sentences never stand on both sides."""
+    if not 0 < test_share < 1:
+        raise InputError(f"test_share: expected a share between 0 and 1, got {test_share}.")
+    train, test = [], []
+    for sentence in sentences:
+        share = xxhash.xxh64_intdigest("\t".join(sentence.words).encode()) / 2**64
+        (test if share < test_share else train).append(sentence)
+    if not train or not test:
+        raise InputError(
+            f"test_share {test_share} of {len(sentences)} sentences leaves no sentence to "
+            f"{'test' if train else 'train'} on: give a test_file, or another share."
+        )
+    return train, test
+
+
+# Readers
+
+
+def read_tagged_sentences(source: str) -> list[TaggedSentence]:
+    """Read a tagged file, local or by URL: CoNLL-U (words and UPOS), else the first column and the last of each line.
+
+    A blank line ends a sentence. Columns stand between tabs or, in a line without tabs, spaces; every line has as many
+    as the first. Where that is two, a word may hold spaces. Raises `InputError` with the line.
+    """
+    lines = _read_lines(source)
+    is_conllu = re.search(r"\.conllu(\.gz)?$", str(source)) or _looks_like_conllu(lines)
+    read_row = _read_conllu_row if is_conllu else _read_columns
+    sentences, rows, num_columns = [], [], None
+    for number, line in enumerate([*lines, ""], start=1):
+        if not line.strip(" \t"):
+            if rows:
+                numbers, words, tags = zip(*rows, strict=True)
+                sentences.append(TaggedSentence(list(words), list(tags), str(source), list(numbers)))
+            rows = []
+            continue
+        try:
+            word, tag, num_columns = read_row(line, num_columns)
+        except ValueError as error:
+            raise InputError(f"{source}, line {number}: {error}") from None
+        if word is not None:
+            rows.append((number, word, tag))
+    if not sentences:
+        raise InputError(
+            f"{source} holds no tagged word. Expected lines like `hundo NOUN`, a blank line between sentences."
+        )
+    return sentences
+
+
+def read_labels(source: str) -> list[str]:
+    """Read a labels file: one label per line, in the order of the model's outputs."""
+    labels = {}
+    for number, line in enumerate(_read_lines(source), start=1):
+        label = line.strip()
+        if len(label.split()) > 1:
+            raise InputError(f"{source}, line {number}: expected one label per line, found {label[:80]!r}.")
+        if label in labels:
+            raise InputError(f"{source}, line {number}: the label '{label}' stands in line {labels[label]} already.")
+        if label:
+            labels[label] = number
+    if not labels:
+        raise InputError(f"{source} holds no label. Expected one per line.")
+    return list(labels)
+
+
+def _read_columns(line, num_columns):
+    line = line.strip(" \t")
+    columns = re.split(r" *\t[ \t]*" if "\t" in line else " +", line)
+    if num_columns == 2 and "\t" not in line:
+        columns = re.split(r" +(?=[^ ]+$)", line)  # a word may hold a space: "t. e. SYM"
+    expected = num_columns or max(2, len(columns))
+    if len(columns) != expected:
+        raise ValueError(
+            f"expected {expected} columns (the word first, its tag last), found {len(columns)}: {line[:80]!r}."
+        )
+    word = None if columns[0] == "-DOCSTART-" else columns[0]  # CoNLL-2003's border between documents
+    return word, columns[-1], expected
+
+
+def _read_conllu_row(line, num_columns):
+    if line.startswith("#"):
+        return None, None, num_columns
+    columns = line.split("\t")
+    if len(columns) != 10:
+        raise ValueError(f"expected the 10 columns of CoNLL-U, parted by tabs, found {len(columns)}: {line[:80]!r}.")
+    identifier, word, tag = columns[0], columns[1], columns[3]
+    if re.fullmatch(r"\d+[-.]\d+", identifier):  # a multiword range such as 1-2, an empty node such as 1.1
+        return None, None, num_columns
+    if not identifier.isdecimal():
+        raise ValueError(
+            f"expected a word's number, a range (1-2) or an empty node (1.1) first, found {identifier!r}."
+        )
+    if tag in ("_", ""):
+        raise ValueError(f"the word {word!r} has no tag in column 4 (UPOS).")
+    return word, tag, num_columns
+
+
+def _looks_like_conllu(lines):
+    rows = (line.split("\t") for line in lines if line.strip() and not line.startswith("#"))
+    first = next(rows, [])
+    return len(first) == 10 and re.fullmatch(r"\d+([-.]\d+)?", first[0])
+
+
+def _read_lines(source):
+    """The lines of a UTF-8 file, plain or gzipped. Only CR and LF end a line: U+2028 and its like are text."""
+    path = _fetch(source)
+    if not path.is_file():
+        raise InputError(f"There is no file {source}.")
+    try:
+        with path.open("rb") as file:
+            is_gzip = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if is_gzip else path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{source} is damaged and cannot be unpacked ({error}). Fetch it again.") from None
+    if len(content) > _MAX_BYTES:
+        raise InputError(f"{source} holds more than {_MAX_BYTES >> 20} MiB: expected a tagged file of some megabytes.")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before, byte = error.object[: error.start], error.object[error.start]
+        line = len(re.findall(rb"\r\n|\r|\n", before)) + 1
+        raise InputError(
+            f"{source}, line {line}: byte 0x{byte:02x} is not UTF-8. Convert the file, for example with "
+            "`iconv -f LATIN1 -t UTF-8` (or -f UTF-16)."
+        ) from None
+    return re.split(r"\r\n|\r|\n", text)
+
+
+def _fetch(source):
+    if not re.match(r"https?://", str(source)):
+        return Path(source)
+    # Without ETags a second start asks no server: a tagged set does not change under its URL.
+    config = datasets.DownloadConfig(use_etag=False, max_retries=3)
+    try:
+        return Path(datasets.DownloadManager(download_config=config).download(source))
+    except OSError as error:
+        raise InputError(
+            f"{source} could not be downloaded: {error}. Check the address, or fetch it to a file."
+        ) from None
+
+
+def _load_dataset(arguments):
+    name, config = arguments.dataset_name, arguments.dataset_config_name
+    try:
+        parts = datasets.load_dataset(name, config)
+    except (OSError, ValueError) as error:  # what datasets raises for an unknown name or configuration
+        raise InputError(f"dataset_name {name}: {error}") from None
+    if "train" not in parts:
+        raise InputError(f"dataset_name {name}: expected a split 'train', found {', '.join(parts)}.")
+    train = _read_dataset(parts["train"], f"{name}[train]", arguments.text_column, arguments.label_column)
+    if "test" not in parts:
+        return train, None
+    return train, _read_dataset(parts["test"], f"{name}[test]", arguments.text_column, arguments.label_column)
+
+
+def _read_dataset(dataset, source, text_column, label_column):
+    for key, column in (("text_column", text_column), ("label_column", label_column)):
+        if column not in dataset.column_names:
+            raise InputError(f"{key}: {source} has no column '{column}', only {', '.join(dataset.column_names)}.")
+    labels = getattr(dataset.features[label_column], "feature", None)
+    names = labels.names if isinstance(labels, datasets.ClassLabel) else None
+    sentences = []
+    for row, (words, tags) in enumerate(zip(dataset[text_column], dataset[label_column], strict=True), start=1):
+        if len(words) != len(tags):
+            raise InputError(f"{source}, row {row}: {len(words)} words but {len(tags)} tags.")
+        tags = [names[tag] for tag in tags] if names else list(map(str, tags))
+        # "_" tags the multiword ranges of Universal Dependencies, whose words follow one by one.
+        kept = [(word, tag) for word, tag in zip(words, tags, strict=True) if tag != "_"]
+        if kept:
+            words, tags = map(list, zip(*kept, strict=True))
+            sentences.append(TaggedSentence(words, tags, source, [row] * len(words)))
+    if not sentences:
+        raise InputError(f"{source} holds no tagged word.")
+    return sentences
+
+
+# Labels
+
+
+def list_labels(train: list[TaggedSentence], labels_file: str | None = None) -> list[str]:
+    """The labels of the model: those of the labels file, else those of the training part in alphabetical order.
+
+    Raises `InputError` at the first word of the training part whose label the file lacks.
+    """
+    if labels_file is None:
+        return sorted({tag for sentence in train for tag in sentence.tags})
+    labels = read_labels(labels_file)
+    known = set(labels)
+    for sentence in train:
+        for tag, line in zip(sentence.tags, sentence.lines, strict=True):
+            if tag not in known:
+                raise InputError(
+                    f"{sentence.source}, line {line}: the label '{tag}' is not in {labels_file}, which has "
+                    f"{', '.join(labels)}. Add it there, or correct the tag."
+                )
+    return labels
+
+
+def count_unknown_labels(test: list[TaggedSentence], labels: list[str]) -> Counter:
+    """How many words of the test carry a label that the model does not have. They count as wrong."""
+    known = set(labels)
+    unknown = Counter(tag for sentence in test for tag in sentence.tags if tag not in known)
+    if unknown.total() == sum(len(sentence.tags) for sentence in test):
+        raise InputError(
+            f"{test[0].source}: no word has a label that the model knows; it has {', '.join(labels)}, the file "
+            f"{', '.join(sorted(unknown))}."
+        )
+    return unknown
+
+
+def tag_most_frequently(train: list[TaggedSentence], test: list[TaggedSentence]) -> list[list[str]]:
+    """The baseline: each word gets the tag it has most often in the training part, a new word the commonest of all."""
+    of_word, of_all = defaultdict(Counter), Counter()
+    for sentence in train:
+        of_all.update(sentence.tags)
+        for word, tag in zip(sentence.words, sentence.tags, strict=True):
+            of_word[word][tag] += 1
+    best = {word: counts.most_common(1)[0][0] for word, counts in of_word.items()}
+    commonest = of_all.most_common(1)[0][0]
+    return [[best.get(word, commonest) for word in sentence.words] for sentence in test]
+
+
+# The network
+
+
+def load_tagger_config(model_name_or_path: str, labels: list[str]) -> PretrainedConfig:
+    """The configuration of a published encoder with `labels` for outputs. Raises `InputError` if it is not a model."""
+    try:
+        model_type = PretrainedConfig.get_config_dict(model_name_or_path)[0].get("model_type")
+        if model_type == "electra-pretraining":
+            raise InputError(
+                f"model_name_or_path: {model_name_or_path} is the pair of generator and discriminator. Give its "
+                "discriminator: the folder `discriminator` of the run, or what recipes/export.py writes."
+            )
+        return AutoConfig.from_pretrained(
+            model_name_or_path, id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)}
+        )
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise _not_a_model(model_name_or_path, error) from None
+
+
+def build_tagger(model_name_or_path: str, config: PretrainedConfig, from_scratch: bool = False) -> PreTrainedModel:
+    """The encoder with a new head for the labels, in fp32; all of its weights random if `from_scratch`."""
+    if from_scratch:
+        return AutoModelForTokenClassification.from_config(config, dtype="float32")
+    try:
+        model, loading = AutoModelForTokenClassification.from_pretrained(
+            model_name_or_path, config=config, dtype="float32", output_loading_info=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _not_a_model(model_name_or_path, error) from None
+    # Only the head is new. Weights of another architecture would leave a random encoder behind, with a mere warning.
+    missing = [key for key in loading["missing_keys"] if key.startswith(f"{model.base_model_prefix}.")]
+    if missing:
+        raise InputError(f"model_name_or_path: {model_name_or_path} lacks {len(missing)} weights, {missing[0]} first.")
+    return model
+
+
+def _not_a_model(name, error):
+    return InputError(
+        f"model_name_or_path: {name} is neither a folder with a model (config.json, model.safetensors) nor a model on "
+        f"the Hub that can be loaded. ({str(error).splitlines()[0]})"
+    )
+
+
+def longest_window(max_length: int | None, tokenizer, config: PretrainedConfig) -> int:
+    """`max_length` checked against the model, or the longest that model and tokenizer allow."""
+    limit = min(tokenizer.model_max_length, config.max_position_embeddings)
+    if max_length is not None and not 3 <= max_length <= limit:
+        raise InputError(f"max_length: expected 3 to {limit} tokens, the longest this model reads, got {max_length}.")
+    if len(tokenizer) > config.vocab_size:
+        raise InputError(
+            f"The tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}: give the tokenizer that "
+            "the model was trained with as tokenizer_name_or_path."
+        )
+    return max_length or limit

@@ -1,0 +1,158 @@
+"""Scores of a tagger as `evaluate.Metric` classes, used directly: `evaluate.load` by name would need the Hub."""
+
+import re
+import warnings
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+from statistics import mean, stdev
+
+import datasets
+import evaluate
+from seqeval.metrics import f1_score, precision_score, recall_score
+from seqeval.metrics.v1 import precision_recall_fscore_support
+from seqeval.scheme import IOB2
+from sklearn import metrics
+
+_FEATURES = datasets.Features(
+    {
+        "predictions": datasets.List(datasets.Value("string")),
+        "references": datasets.List(datasets.Value("string")),
+    }
+)
+
+
+class _TagMetric(evaluate.Metric):
+    """A metric of predicted and gold tags, both as one list of strings per sentence."""
+
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=self.__doc__,
+            citation="",
+            inputs_description="predictions, references: a list of tags per sentence.",
+            features=_FEATURES,
+        )
+
+
+class TokenScores(_TagMetric):
+    """Share of words with the right tag, and F1 averaged over tags with equal weight.
+
+    macro_f1 averages over the tags that occur in the gold or in the predicted tags of this test, as scikit-learn does:
+    a tag that is only predicted counts with F1 = 0, a tag that is in neither does not count.
+    """
+
+    def _compute(self, predictions, references):
+        predicted, gold = list(chain(*predictions)), list(chain(*references))
+        return {
+            "accuracy": float(metrics.accuracy_score(gold, predicted)),
+            "macro_f1": float(metrics.f1_score(gold, predicted, average="macro", zero_division=0)),
+        }
+
+
+class SpanScores(_TagMetric):
+    """Precision, recall and F1 by seqeval in strict IOB2.
+
+    Tags that are IOB already (O, B-…, I-…) are read as they are: a span counts if its borders and its type are right.
+    Bare tags are not spans; with B- before each, every word is a span of its own and the three scores equal accuracy.
+    """
+
+    def _compute(self, predictions, references):
+        if not is_iob(references + predictions):
+            predictions, references = (
+                [[f"B-{tag}" for tag in row] for row in rows] for rows in (predictions, references)
+            )
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            references, predictions, average="micro", scheme=IOB2, zero_division=0
+        )
+        return {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
+
+
+class ArticleSeqeval(_TagMetric):
+    """Stock seqeval on the tags as they are, the way the article scored: for comparison with its numbers only.
+
+    On bare tags it takes the first letter for a span prefix, so runs of one tag melt into a span, NN equals IN, and a
+    tag that begins with O does not count.
+    """
+
+    def _compute(self, predictions, references):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # "NOUN seems not to be NE tag", once per tag
+            return {
+                f"article_seqeval_{name}": float(score(references, predictions, zero_division=0))
+                for name, score in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score))
+            }
+
+
+def is_iob(rows: list[list[str]]) -> bool:
+    """Whether the tags are IOB, every one O or with the prefix B- or I-, rather than bare."""
+    return all(re.match(r"O$|[BI]-.", tag) for row in rows for tag in row)
+
+
+def compute_tagging_scores(predictions: list[list[str]], references: list[list[str]]) -> dict[str, float]:
+    """Every score of predicted and gold tags (a list per sentence), by its name in metrics.json.
+
+    Headline: `eval_accuracy` and `eval_macro_f1`; then `eval_precision`, `eval_recall`, `eval_f1` of `SpanScores`, and
+    `article_seqeval_precision`, `_recall`, `_f1`.
+    """
+    scores = evaluate.combine([metric(keep_in_memory=True) for metric in (TokenScores, SpanScores, ArticleSeqeval)])
+    scores = scores.compute(predictions=predictions, references=references)
+    return {name if name.startswith("article_") else f"eval_{name}": value for name, value in scores.items()}
+
+
+def summarise_runs(runs: list[dict[str, float]]) -> dict[str, float]:
+    """The first run's scores as they are and, of several runs, each score's mean and sample standard deviation."""
+    summary = dict(runs[0])
+    if len(runs) > 1:
+        for name in runs[0]:
+            values = [run[name] for run in runs]
+            summary |= {f"{name}_mean": mean(values), f"{name}_sd": stdev(values)}
+    return summary
+
+
+def format_report(metrics: dict[str, float], unknown_labels: Counter) -> str:
+    """The scores of a metrics.json as a few lines to print, and the labels that the model could not know."""
+    rows = [
+        ("accuracy", "eval_accuracy"),
+        ("macro-F1", "eval_macro_f1"),
+        ("F1, strict IOB2", "eval_f1"),
+        ("F1, the article's way", "article_seqeval_f1"),
+        ("accuracy of each word's most frequent tag", "baseline_most_frequent_tag_accuracy"),
+    ]
+    lines = [f"{metrics['test_words']} words in {metrics['test_sentences']} test sentences"]
+    for title, key in rows:
+        spread = (
+            f"   over the seeds {metrics[f'{key}_mean']:.4f} ± {metrics[f'{key}_sd']:.4f}"
+            if f"{key}_sd" in metrics
+            else ""
+        )
+        lines.append(f"{title:<42} {metrics[key]:.4f}{spread}")
+    if unknown_labels:
+        named = ", ".join(f"{label} ({count})" for label, count in unknown_labels.items())
+        lines.append(f"words whose label the model does not have, counted as wrong: {named}")
+    return "\n".join(lines)
+
+
+def draw_confusion(predictions: list[list[str]], references: list[list[str]], path):
+    """Draw which tag is taken for which, each row a gold tag in shares of its words."""
+    from matplotlib.figure import Figure  # without pyplot: no screen, no global state
+
+    predicted, gold = list(chain(*predictions)), list(chain(*references))
+    tags = sorted({*predicted, *gold})
+    figure = Figure(figsize=(2 + 0.5 * len(tags),) * 2, layout="constrained")
+    axes = figure.subplots()
+    metrics.ConfusionMatrixDisplay.from_predictions(
+        gold, predicted, labels=tags, normalize="true", values_format=".2f", ax=axes, cmap="Blues",
+        xticks_rotation="vertical", text_kw={"fontsize": 7}, colorbar=False,
+    )  # fmt: skip
+    axes.set(xlabel="predicted", ylabel="gold", title="Share of the words of each gold tag")
+    figure.savefig(Path(path), dpi=110)
+
+
+def write_predictions(words: list[list[str]], references: list[list[str]], predictions: list[list[str]], path):
+    """Write word, gold and predicted tag between tabs, a blank line after each sentence."""
+    with Path(path).open("w", encoding="utf-8") as file:
+        for rows in zip(words, references, predictions, strict=True):
+            for word, gold, predicted in zip(*rows, strict=True):
+                word = re.sub(r"[\t\r\n]", " ", word)  # a Hub dataset may hold any character
+                file.write(f"{word}\t{gold}\t{predicted}\n")
+            file.write("\n")
