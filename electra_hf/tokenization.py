@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import textwrap
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -16,11 +18,15 @@ from electra_hf.errors import InputError
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
 TOKENIZER_TYPES = ("wordpiece", "bpe")
 
-# A character rarer than this gets no token of its own; WordPiece reads the word around it as [UNK].
-MIN_CHARACTER_SHARE = 1e-6
-# More text than this hardly changes the vocabulary, while the trainer's memory keeps growing.
-MAX_TRAINING_CHARACTERS = 200_000_000
+# A character rarer than 0.01 / vocab_size (an average token: 0.25 / vocab_size) gets no token, and WordPiece reads its
+# word as [UNK]. Without a limit 969 of 4,096 tokens were single characters on four Esperanto corpora.
+MIN_CHARACTER_SHARE = 0.01
+# More text than this hardly changes a vocabulary, while the trainer's memory keeps growing.
+MAX_TRAINING_CHARACTERS = 100_000_000
 MAX_MEASURED_CHARACTERS = 10_000_000
+MAX_WORD_CHARACTERS = 100  # BERT's limit: WordPiece reads a longer word as [UNK]
+# The trainer needs minutes for one "word" of a million characters (base64, a broken file), so it sees them in pieces.
+LONG_WORD = re.compile(rf"(\S{{{MAX_WORD_CHARACTERS}}})(?=\S)")
 
 
 def round_up_vocab_size(vocab_size: int) -> int:
@@ -48,10 +54,14 @@ def train_tokenizer(
     if vocab_size < 1:
         raise InputError(f"vocab_size: expected a positive number of tokens, got {vocab_size}.")
     texts = _as_sequence(texts)
-    backend, trainer = (_wordpiece if tokenizer_type == "wordpiece" else _byte_level_bpe)(
-        round_up_vocab_size(vocab_size), _alphabet_size(texts, lowercase), lowercase
-    )
-    backend.train_from_iterator(_batches(texts, MAX_TRAINING_CHARACTERS), trainer)
+    vocab_size = round_up_vocab_size(vocab_size)
+    alphabet_size = _alphabet_size(texts, vocab_size, lowercase)
+    if tokenizer_type == "wordpiece":
+        backend, trainer = _wordpiece(vocab_size, alphabet_size, lowercase)
+    else:
+        backend, trainer = _byte_level_bpe(vocab_size, lowercase)
+    batches = _batches(texts, MAX_TRAINING_CHARACTERS)
+    backend.train_from_iterator(([LONG_WORD.sub(r"\1 ", text) for text in batch] for batch in batches), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=_fill_vocabulary(backend),
         model_max_length=model_max_length,
@@ -59,6 +69,7 @@ def train_tokenizer(
         # ElectraTokenizer builds its own normalizer from these two; its defaults would turn ŝ into s.
         do_lower_case=lowercase,
         strip_accents=False,
+        add_prefix_space=tokenizer_type == "bpe",  # transformers 4.57 would switch it off
         **{f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS},
     )
 
@@ -88,8 +99,8 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     hint = "Give a folder or a Hub name with a BERT-like tokenizer, or let the recipe train one."
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # the library lets a broken file raise whatever it leads to, KeyError and TypeError too
+        reason = textwrap.shorten(str(error), 200)
         raise InputError(f"{name_or_path} holds no tokenizer that can be loaded ({reason}). {hint}") from None
     # From a folder with a model and no tokenizer, transformers 5 makes one that knows its special tokens alone.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
@@ -123,7 +134,7 @@ def measure_tokenizer(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str] |
 
 
 def _wordpiece(vocab_size, alphabet_size, lowercase):
-    backend = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=MAX_WORD_CHARACTERS))
     # BertNormalizer alone neither composes c + ^ to ĉ nor, with lowercase and its default, keeps the accent.
     backend.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.BertNormalizer(lowercase=lowercase, strip_accents=False)]
@@ -137,7 +148,7 @@ def _wordpiece(vocab_size, alphabet_size, lowercase):
     return backend, trainer
 
 
-def _byte_level_bpe(vocab_size, alphabet_size, lowercase):
+def _byte_level_bpe(vocab_size, lowercase):
     backend = Tokenizer(models.BPE())
     backend.normalizer = normalizers.Sequence([normalizers.NFC()] + [normalizers.Lowercase()] * lowercase)
     # With a space before the first word, a word has the same tokens at the start of a sentence and inside it.
@@ -171,7 +182,7 @@ def _fill_vocabulary(backend):
     return Tokenizer.from_str(json.dumps(state))
 
 
-def _alphabet_size(texts, lowercase):
+def _alphabet_size(texts, vocab_size, lowercase):
     """How many characters are frequent enough for a token of their own. Raises `InputError` where there is none."""
     counts = Counter()
     for batch in _batches(texts, MAX_TRAINING_CHARACTERS):
@@ -181,7 +192,7 @@ def _alphabet_size(texts, lowercase):
         del counts[space]
     if not counts:
         raise InputError("There is no text to train a tokenizer on: every text is empty or white space.")
-    threshold = counts.total() * MIN_CHARACTER_SHARE
+    threshold = counts.total() * MIN_CHARACTER_SHARE / vocab_size
     return sum(count >= threshold for count in counts.values())
 
 
@@ -199,3 +210,16 @@ def _batches(texts, max_characters, batch_size=1_000):
     step = max(1, math.ceil(len(texts) * mean_length / max_characters))
     for start in range(0, len(texts), batch_size * step):
         yield texts[start : start + batch_size * step : step]
+
+
+def train_tokenizer_once(folder: str | Path, dataset: Dataset, **settings) -> PreTrainedTokenizerBase:
+    """The tokenizer of `folder` if it was trained on this dataset with these settings, else a new one put there.
+
+    The WordPiece trainer gives another vocabulary each time: a second start, and every process, must load the first.
+    """
+    recipe = {"dataset": dataset._fingerprint, **settings}
+    record = Path(folder) / "trained_on.json"
+    if not record.is_file() or json.loads(record.read_text()) != recipe:
+        save_tokenizer(train_tokenizer(dataset, **settings), folder)
+        record.write_text(json.dumps(recipe) + "\n")
+    return load_tokenizer(folder)
