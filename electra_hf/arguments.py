@@ -191,6 +191,9 @@ class PretrainingArguments(TrainingArguments):
     warmup_steps: float = field(default=10_000, metadata={"help": "Steps of warm-up; below 1, a share of all."})
     per_device_train_batch_size: int = field(default=128, metadata={"help": "Rows a device takes at a time."})
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Rows a device evaluates at a time."})
+    generator_only_steps: int = field(
+        default=0, metadata={"help": "Two stages: the generator alone for these steps, then both from its weights."}
+    )
     weight_decay: float = field(default=0.01, metadata={"help": "Not on biases and LayerNorm."})
     adam_epsilon: float = field(default=1e-6, metadata={"help": "Epsilon of AdamW."})
     logging_steps: float = field(default=100, metadata={"help": "Steps between two logs; below 1, a share of all."})

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import (
@@ -68,6 +69,7 @@ class ElectraForPretraining(PreTrainedModel):
         super().__init__(config)
         self.generator = ElectraForMaskedLM(config.generator_config)
         self.discriminator = ElectraForPreTraining(config.discriminator_config)
+        self.generator_only = False  # the first of two stages: the discriminator neither runs nor learns
         self.post_init()
 
     @classmethod
@@ -103,7 +105,7 @@ class ElectraForPretraining(PreTrainedModel):
 
         samples = sample_tokens(generator_logits.detach())  # no gradient through the sample (rule 5)
         corrupted_ids, is_replaced = corrupt(input_ids, positions, is_selected, samples)
-        discriminator_logits = self.discriminator(corrupted_ids, attention_mask=attention_mask).logits.float()
+        discriminator_logits = self.discriminator_logits(corrupted_ids, attention_mask)
         discriminator_loss = _mean(
             F.binary_cross_entropy_with_logits(discriminator_logits, is_replaced.float(), reduction="none"), is_real
         )
@@ -124,6 +126,26 @@ class ElectraForPretraining(PreTrainedModel):
         hidden = self.generator.electra(masked_ids, attention_mask=attention_mask).last_hidden_state
         hidden = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
         return self.generator.generator_lm_head(self.generator.generator_predictions(hidden))
+
+    def discriminator_logits(self, corrupted_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """(B, L), > 0 where a token looks replaced; 0 everywhere while the generator learns alone."""
+        if not self.generator_only:
+            return self.discriminator(corrupted_ids, attention_mask=attention_mask).logits.float()
+        # DistributedDataParallel waits for a gradient of every parameter: theirs is zero.
+        nothing = sum(0.0 * parameter.sum() for parameter in self.discriminator.parameters())
+        return torch.zeros_like(corrupted_ids, dtype=torch.float32) + nothing
+
+    @torch.no_grad()
+    def initialize_discriminator(self):
+        """Start the discriminator from the generator, as the paper's two-stage training does (section 3.2).
+
+        Every tensor of the generator's encoder whose name and shape the discriminator has too is copied: with equal
+        widths, a generator of 3 layers becomes the discriminator's first 3.
+        """
+        encoder = self.discriminator.electra.state_dict()
+        for name, tensor in self.generator.electra.state_dict().items():
+            if name in encoder and encoder[name].shape == tensor.shape:
+                encoder[name].copy_(tensor)
 
     def save_discriminator(self, folder, tokenizer=None):
         """Write a plain Hugging Face ELECTRA (`AutoModel`, `ElectraForPreTraining`, ...) with its tokenizer."""

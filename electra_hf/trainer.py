@@ -22,6 +22,16 @@ class _OwnRandomStream(TrainerCallback):
         torch.manual_seed(args.seed + 1000 * args.process_index)
 
 
+class _TwoStages(TrainerCallback):
+    """The generator alone for `generator_only_steps`, then both, the discriminator starting from the generator."""
+
+    def on_step_begin(self, args, state, control, model, **kwargs):
+        # A function of the step alone, so that a resumed run does the same.
+        model.generator_only = state.global_step < args.generator_only_steps
+        if args.generator_only_steps and state.global_step == args.generator_only_steps:
+            model.initialize_discriminator()
+
+
 class ElectraTrainer(Trainer):
     """Trains an `ElectraForPretraining` on packed rows (`packing.PackedRows`).
 
@@ -34,6 +44,7 @@ class ElectraTrainer(Trainer):
     def __init__(self, model, args, data_collator=collate_rows, **kwargs):
         super().__init__(model, args, data_collator=data_collator, **kwargs)
         self.add_callback(_OwnRandomStream())
+        self.add_callback(_TwoStages())
         self._train_metrics = PretrainingMetrics(args.device)
         self._findings = []
 
@@ -72,8 +83,8 @@ class ElectraTrainer(Trainer):
         return metrics
 
     def _warn(self, findings):
-        # The same finding at every log would be noise.
-        if findings != self._findings and self.is_world_process_zero():
+        # The same finding at every log would be noise, and a discriminator that does not run yet is no finding.
+        if findings != self._findings and not self.model.generator_only and self.is_world_process_zero():
             for finding in findings:
                 logger.warning(finding)
         self._findings = findings

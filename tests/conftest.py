@@ -7,6 +7,7 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 import pytest
 import torch
+from datasets import Dataset, Features, List, Value
 from transformers.utils import logging
 
 logging.set_verbosity_error()
@@ -67,3 +68,42 @@ def rows():
         return ids
 
     return make
+
+
+def packed(ids):
+    """Rows of ids as the trainer takes them."""
+    from electra_hf.packing import PackedRows
+
+    features = Features({"input_ids": List(Value("uint16"), length=ids.shape[1])})
+    return PackedRows(Dataset.from_dict({"input_ids": ids.numpy().astype("uint16")}, features=features))
+
+
+@pytest.fixture
+def make_trainer(tiny_model, rows, tmp_path):
+    """Makes an `ElectraTrainer` of a tiny pair; keywords are training arguments."""
+    from electra_hf import ElectraTrainer
+    from electra_hf.arguments import PretrainingArguments
+
+    def make(model=None, train_rows=64, test_rows=21, folder="run", **settings):
+        defaults = {"max_steps": 4, "warmup_steps": 2, "logging_steps": 2, "per_device_train_batch_size": 8}
+        arguments = PretrainingArguments(
+            output_dir=str(tmp_path / folder), **{**defaults, **settings}, use_cpu=True, disable_tqdm=True
+        )
+        return ElectraTrainer(
+            model or tiny_model(),
+            arguments,
+            train_dataset=packed(rows(train_rows)),
+            eval_dataset=packed(rows(test_rows, seed=9)),
+        )
+
+    return make
+
+
+def by_row(size, device=None):
+    """In place of `torch.rand`: draws that depend on the row alone, so that a batch and its parts see the same."""
+    return torch.full(size, 0.5) if size[-1] == 1 else torch.linspace(0, 0.999, size[-1]).expand(size)
+
+
+@pytest.fixture
+def draws_by_row(monkeypatch):
+    monkeypatch.setattr("electra_hf.corruption.torch.rand", by_row)

@@ -129,14 +129,7 @@ def test_rule_12_the_generators_head_ends_in_the_shared_table_plus_its_own_bias(
     torch.testing.assert_close(model.generator.generator_lm_head(head(hidden)), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_rule_9_the_loss_of_a_batch_is_the_mean_of_its_micro_batches(tiny_model, rows, monkeypatch):
-    # Draws that depend on the row alone make the batch and its parts see the same corruption.
-    def by_row(size, device=None):
-        if size[-1] == 1:
-            return torch.full(size, 0.5)
-        return torch.linspace(0, 0.999, size[-1]).expand(size)
-
-    monkeypatch.setattr("electra_hf.corruption.torch.rand", by_row)
+def test_rule_9_the_loss_of_a_batch_is_the_mean_of_its_micro_batches(tiny_model, rows, draws_by_row):
     model, input_ids = tiny_model(), rows(8)
     model(input_ids).loss.backward()
     whole = {name: p.grad.clone() for name, p in model.named_parameters()}

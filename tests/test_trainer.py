@@ -1,41 +1,11 @@
 """`ElectraTrainer` on a tiny pair: what it logs, what it evaluates, and that splitting a batch changes nothing."""
 
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset, Features, List, Value
-
-from electra_hf import ElectraTrainer
-from electra_hf.arguments import PretrainingArguments
-from electra_hf.packing import PackedRows
-
-
-def packed(ids):
-    features = Features({"input_ids": List(Value("uint16"), length=ids.shape[1])})
-    return PackedRows(Dataset.from_dict({"input_ids": ids.numpy().astype("uint16")}, features=features))
-
-
-@pytest.fixture
-def make_trainer(tiny_model, rows, tmp_path):
-    def make(model=None, train_rows=64, test_rows=21, folder="run", **settings):
-        defaults = {"max_steps": 4, "warmup_steps": 2, "logging_steps": 2, "per_device_train_batch_size": 8}
-        arguments = PretrainingArguments(
-            output_dir=str(tmp_path / folder), **{**defaults, **settings}, use_cpu=True, disable_tqdm=True
-        )
-        return ElectraTrainer(
-            model or tiny_model(),
-            arguments,
-            train_dataset=packed(rows(train_rows)),
-            eval_dataset=packed(rows(test_rows, seed=9)),
-        )
-
-    return make
-
 
 LOGGED = (
     "loss generator_loss discriminator_loss generator_accuracy rtd_accuracy rtd_majority_baseline rtd_auc "
@@ -105,16 +75,6 @@ def test_a_warning_in_plain_words_names_a_discriminator_at_the_majority(make_tra
     assert "no better than always answering 'original'" in caplog.text
 
 
-@pytest.fixture
-def draws_by_row(monkeypatch):
-    """Corruption that depends on the row alone, so that a batch and its parts see the same one."""
-
-    def by_row(size, device=None):
-        return torch.full(size, 0.5) if size[-1] == 1 else torch.linspace(0, 0.999, size[-1]).expand(size)
-
-    monkeypatch.setattr("electra_hf.corruption.torch.rand", by_row)
-
-
 def test_batch_and_accumulation_trade_against_each_other_without_changing_the_result(make_trainer, draws_by_row):
     results = []
     for batch, accumulation in ((8, 1), (4, 2), (2, 4)):
@@ -132,3 +92,64 @@ def test_batch_and_accumulation_trade_against_each_other_without_changing_the_re
         assert losses == pytest.approx(results[0][0], rel=1e-5)
         for name, weight in weights.items():
             torch.testing.assert_close(weight, results[0][1][name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_in_two_stages_the_generator_learns_alone_and_the_discriminator_starts_from_it(make_trainer, tiny_model):
+    same_width = {"hidden_size": 16, "num_attention_heads": 2}
+    trainer = make_trainer(tiny_model(generator=same_width), max_steps=3, generator_only_steps=3, logging_steps=1)
+    head = trainer.model.discriminator.discriminator_predictions.dense.weight
+    before = head.detach().clone()
+    trainer.train()
+    assert [log["rtd_auc"] for log in trainer.state.log_history if "rtd_auc" in log] == [0.5] * 3
+    torch.testing.assert_close(head, before, rtol=1e-2, atol=1e-4)  # weight decay alone
+
+    trainer.model.initialize_discriminator()
+    generator, discriminator = trainer.model.generator.electra, trainer.model.discriminator.electra
+    assert torch.equal(
+        generator.encoder.layer[0].attention.self.query.weight,
+        discriminator.encoder.layer[0].attention.self.query.weight,
+    )
+
+    trainer = make_trainer(tiny_model(generator=same_width), max_steps=4, generator_only_steps=3, logging_steps=1)
+    trainer.train()
+    aucs = [log["rtd_auc"] for log in trainer.state.log_history if "rtd_auc" in log]
+    assert aucs[:3] == [0.5] * 3 and aucs[3] != 0.5
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_evaluate_as_one_does(tmp_path):
+    script, results = Path(__file__).parent / "train_tiny.py", []
+    for processes in (1, 2):
+        result = tmp_path / f"{processes}.pt"
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        command = [
+            *torchrun,
+            "--master_port",
+            "0",
+            str(script),
+            str(result),
+            str(tmp_path / "run"),
+            str(8 // processes),
+        ]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        results.append(torch.load(result, weights_only=True))
+    one, two = results
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    for name, weight in one["weights"].items():
+        torch.testing.assert_close(two["weights"][name], weight, rtol=1e-3, atol=1e-4, msg=name)
+    for name, value in one["evaluation"].items():
+        assert two["evaluation"][name] == pytest.approx(value, rel=1e-3), name
+    # With the real draws, the processes select different positions.
+    assert len(two["first_draws"]) == 2 and two["first_draws"][0] != two["first_draws"][1]
+
+
+def test_a_run_resumed_in_the_middle_ends_in_the_same_weights(make_trainer, tiny_model):
+    def model():
+        return tiny_model(discriminator={"hidden_dropout_prob": 0.1}, generator={"hidden_dropout_prob": 0.1})
+
+    whole = make_trainer(model(), max_steps=6, save_steps=3, folder="run")
+    whole.train()
+    resumed = make_trainer(model(), max_steps=6, save_steps=3, folder="run")
+    resumed.train(resume_from_checkpoint=str(Path(resumed.args.output_dir) / "checkpoint-3"))
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], weight), name
