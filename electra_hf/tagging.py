@@ -202,7 +202,7 @@ def _fetch(source):
         return Path(datasets.DownloadManager(download_config=config).download(source))
     except OSError as error:
         raise InputError(
-            f"{source} could not be downloaded: {error}. Check the address, or fetch it to a file."
+            f"{source} could not be downloaded: {error.__cause__ or error}. Check the address, or fetch it to a file."
         ) from None
 
 
