@@ -147,6 +147,8 @@ class PackedRows(torch.utils.data.Dataset):
         return torch.from_numpy(batch)
 
 
-def collate_rows(batch: torch.Tensor) -> dict[str, torch.Tensor]:
+def collate_rows(batch: torch.Tensor | list[torch.Tensor]) -> dict[str, torch.Tensor]:
     """Name the batch that `PackedRows` gathered: `{"input_ids": (B, L) int64}`."""
+    if isinstance(batch, list):  # `Trainer` has taken it apart to drop unused columns (remove_unused_columns=True)
+        batch = torch.stack(batch)
     return {"input_ids": batch}
