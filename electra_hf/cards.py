@@ -174,8 +174,10 @@ def _pipeline(config):
 
 
 def _base_model(recipe):
-    """The Hub name of the model that training started from; None for a start from scratch or an unpublished folder."""
-    start = recipe.get("model_name_or_path")
+    """The Hub name of the model that training started from; None for random weights or a folder never pushed."""
+    start = recipe.get("model_name_or_path") or recipe.get("discriminator_name_or_path")
+    if recipe.get("from_scratch"):
+        return None
     if start and Path(start).is_dir():
         card = Path(start) / "README.md"
         start = _name_in_card(card) if card.exists() else None
