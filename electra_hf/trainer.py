@@ -25,11 +25,16 @@ class _OwnRandomStream(TrainerCallback):
 class _TwoStages(TrainerCallback):
     """The generator alone for `generator_only_steps`, then both, the discriminator starting from the generator."""
 
-    def on_step_begin(self, args, state, control, model, **kwargs):
+    def on_step_begin(self, args, state, control, model, optimizer, **kwargs):
         # A function of the step alone, so that a resumed run does the same.
         model.generator_only = state.global_step < args.generator_only_steps
         if args.generator_only_steps and state.global_step == args.generator_only_steps:
             model.initialize_discriminator()
+            # Adam has averaged zeros for it so far: its first steps would be many times too long.
+            shared = {id(parameter) for parameter in model.generator.parameters()}
+            for parameter in model.discriminator.parameters():
+                if id(parameter) not in shared:
+                    optimizer.state.pop(parameter, None)
 
 
 class ElectraTrainer(Trainer):

@@ -112,6 +112,9 @@ def test_in_two_stages_the_generator_learns_alone_and_the_discriminator_starts_f
 
     trainer = make_trainer(tiny_model(generator=same_width), max_steps=4, generator_only_steps=3, logging_steps=1)
     trainer.train()
+    states = trainer.optimizer.state
+    assert states[trainer.model.discriminator.discriminator_predictions.dense.weight]["step"] == 1
+    assert states[trainer.model.generator.generator_lm_head.bias]["step"] == 4
     aucs = [log["rtd_auc"] for log in trainer.state.log_history if "rtd_auc" in log]
     assert aucs[:3] == [0.5] * 3 and aucs[3] != 0.5
 
