@@ -45,8 +45,8 @@ def train_tokenizer(
 
     `vocab_size` is rounded up to a multiple of 64. A small corpus gives fewer tokens; the vocabulary is then filled
     with [unused0], [unused1], … to the next multiple of 64, so that `len(tokenizer)` is one in every case and each id
-    that a generator can sample has a token. Compare it with what was asked. Of more than a hundred million characters
-    an even sample is read. The WordPiece trainer is not deterministic: train once and let every process load the files.
+    that a generator can sample has a token. Compare it with what was asked. Of more than 100 million characters
+    an even sample is read. The WordPiece trainer is not deterministic: train once, let every process load the files.
     Raises `InputError` for an unknown type, a size below 1, or no text.
     """
     if tokenizer_type not in TOKENIZER_TYPES:
