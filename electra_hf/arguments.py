@@ -7,10 +7,12 @@ import sys
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from electra_hf.configuration import ElectraPretrainingConfig
 from electra_hf.errors import InputError
 
 
@@ -148,6 +150,10 @@ class ModelArguments:
                 "discriminator_name_or_path and generator_name_or_path go together: a discriminator learns nothing "
                 "without the generator that fills its input."
             )
+        # A wrong size or field must not wait for the corpus.
+        ElectraPretrainingConfig.from_size(
+            self.model_size, generator=self.generator, discriminator=self.discriminator, **self.pair_settings()
+        )
 
     def pair_settings(self):
         """The settings of the pair itself, for `ElectraPretrainingConfig`."""
@@ -167,7 +173,9 @@ class TokenizerArguments:
     tokenizer_name_or_path: str | None = field(
         default=None, metadata={"help": "An existing tokenizer, local or from the Hub; otherwise one is trained."}
     )
-    tokenizer_type: str = field(default="wordpiece", metadata={"help": "wordpiece or bpe (byte-level)."})
+    tokenizer_type: Literal["wordpiece", "bpe"] = field(
+        default="wordpiece", metadata={"help": "wordpiece or bpe (byte-level)."}
+    )
     vocab_size: int = field(default=52_000, metadata={"help": "Entries, rounded up to a multiple of 64."})
     lowercase: bool = field(default=False, metadata={"help": "Lower-case the text; accents stay either way."})
     max_length: int = field(

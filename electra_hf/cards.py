@@ -23,11 +23,11 @@ NO_NAME = "USER/MODEL"  # stands in a card until the model is pushed somewhere
 MARKER = "<!-- electra_hf wrote this card for {}. Delete this line and the card is yours: it is never overwritten. -->"
 RUN_FILES = ("metrics.json", "corpus.json", "recipe.yaml", "curves.png", "confusion.png")
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "electra-hf")
+# transformers 5 has no pipeline for question answering any more, and none ever for ElectraForPreTraining.
 PIPELINES = {
     "ForMaskedLM": "fill-mask",
     "ForTokenClassification": "token-classification",
     "ForSequenceClassification": "text-classification",
-    "ForQuestionAnswering": "question-answering",
 }
 # Metrics that the Hub's result tables know, by our key: its type there and a name to print.
 RESULTS = {
@@ -165,7 +165,6 @@ def _count_parameters(path):
 
 
 def _pipeline(config):
-    # ElectraForPreTraining has no pipeline, so a discriminator claims none.
     for architecture in config.get("architectures") or []:
         for suffix, pipeline in PIPELINES.items():
             if architecture.endswith(suffix):

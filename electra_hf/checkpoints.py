@@ -1,5 +1,6 @@
 """What a complete checkpoint is, and the newest one of a run."""
 
+import json
 import re
 from pathlib import Path
 
@@ -38,3 +39,16 @@ def checkpoint_to_resume(output_dir, resume_from_checkpoint: str) -> str | None:
             "Give a complete one, `auto` for the newest of output_dir, or `never` to start afresh."
         )
     return resume_from_checkpoint
+
+
+def check_is_pair(folder) -> Path:
+    """The folder, if it holds a saved pair of generator and discriminator. Raises `InputError`."""
+    folder = Path(folder)
+    config = folder / "config.json"
+    if not config.is_file() or not (folder / "model.safetensors").is_file():
+        raise InputError(f"checkpoint: {folder} is no checkpoint: config.json or model.safetensors is missing there.")
+    if json.loads(config.read_text(encoding="utf-8")).get("model_type") != "electra-pretraining":
+        raise InputError(
+            f"checkpoint: {folder} holds a single network, not the pair of a pretraining run; it needs no export."
+        )
+    return folder

@@ -104,8 +104,8 @@ def diagnose(metrics: dict[str, float]) -> list[str]:
         )
     if metrics["generator_accuracy"] > 0.8 or metrics["replaced_share"] < 0.02:
         findings.append(
-            f"The generator has become too good: it guesses {metrics['generator_accuracy']:.0%} of the tokens, so only "
-            f"{metrics['replaced_share']:.1%} of the row are replaced and little is left to detect. Make the generator "
-            "smaller (`generator`), or check the corpus for repeated text."
+            f"The generator has become too good: it guesses {metrics['generator_accuracy']:.0%} of the tokens, so "
+            f"only {metrics['replaced_share']:.1%} of the row are replaced and little is left to detect. Make the "
+            "generator smaller (`generator`), or check the corpus for repeated text."
         )
     return findings

@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 
 from electra_hf.configuration import ElectraPretrainingConfig
 from electra_hf.corruption import corrupt, mask_tokens, sample_tokens, select_positions
+from electra_hf.errors import InputError
 from electra_hf.tokenization import save_tokenizer
 
 # The authors share the whole embedding module, LayerNorm included (rule 11); `embeddings_project` stays separate.
@@ -78,8 +79,11 @@ class ElectraForPretraining(PreTrainedModel):
 
         `settings` are those of `ElectraPretrainingConfig`. The embeddings the two share are the discriminator's.
         """
-        discriminator = ElectraForPreTraining.from_pretrained(discriminator, dtype="float32")
-        generator = ElectraForMaskedLM.from_pretrained(generator, dtype="float32")
+        try:
+            discriminator = ElectraForPreTraining.from_pretrained(discriminator, dtype="float32")
+            generator = ElectraForMaskedLM.from_pretrained(generator, dtype="float32")
+        except (OSError, ValueError) as error:  # the library's message names the folder or the Hub's answer
+            raise InputError(str(error)) from error
         config = ElectraPretrainingConfig(
             generator_config=generator.config, discriminator_config=discriminator.config, **settings
         )
@@ -185,22 +189,28 @@ def _mean(values, where):
     return (values * where).sum() / where.sum().clamp(min=1)
 
 
-def build_pair(model_args, tokenizer) -> ElectraForPretraining:
-    """The pair that `arguments.ModelArguments` describe, for a tokenizer. Raises `InputError`."""
+def build_pair(model_args, tokenizer, max_length: int) -> ElectraForPretraining:
+    """The pair that `arguments.ModelArguments` describe, for a tokenizer and rows of `max_length`."""
     settings = model_args.pair_settings() | {
         "pad_token_id": tokenizer.pad_token_id,
         "mask_token_id": tokenizer.mask_token_id,
         "special_token_ids": [getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep", "mask")],
     }
     if model_args.discriminator_name_or_path:
-        return ElectraForPretraining.from_published(
-            model_args.discriminator_name_or_path, model_args.generator_name_or_path, **settings
+        names = model_args.discriminator_name_or_path, model_args.generator_name_or_path
+        pair = ElectraForPretraining.from_published(*names, **settings)
+    else:
+        networks = {"generator": model_args.generator, "discriminator": model_args.discriminator}
+        pair = ElectraForPretraining(
+            ElectraPretrainingConfig.from_size(model_args.model_size, len(tokenizer), **networks, **settings)
         )
-    networks = {"generator": model_args.generator, "discriminator": model_args.discriminator}
-    config = ElectraPretrainingConfig.from_size(
-        model_args.model_size, vocab_size=len(tokenizer), **networks, **settings
-    )
-    return ElectraForPretraining(config)
+    positions = pair.config.discriminator_config.max_position_embeddings
+    if max_length > positions:
+        raise InputError(
+            f"max_length: rows of {max_length} tokens do not fit into a model of {positions} positions; choose "
+            "shorter rows, or a larger max_position_embeddings for `discriminator`."
+        )
+    return pair
 
 
 AutoModel.register(ElectraPretrainingConfig, ElectraForPretraining)

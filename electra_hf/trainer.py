@@ -2,11 +2,13 @@
 
 import logging
 import time
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from electra_hf.metrics import PretrainingMetrics, diagnose
 from electra_hf.packing import collate_rows
@@ -52,6 +54,18 @@ class ElectraTrainer(Trainer):
         self.add_callback(_TwoStages())
         self._train_metrics = PretrainingMetrics(args.device)
         self._findings = []
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        """As the Trainer's, but a run that has reached its last step is loaded and not trained a step further."""
+        if resume_from_checkpoint:
+            *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
+            state = TrainerState.load_from_json(Path(resume_from_checkpoint) / "trainer_state.json")
+            if state.global_step >= max_steps:
+                self._load_from_checkpoint(resume_from_checkpoint)
+                self.state = state
+                tokens = state.global_step * self._tokens_per_step()
+                return TrainOutput(state.global_step, 0.0, {"train_tokens": tokens})
+        return super().train(resume_from_checkpoint, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         output = model(**inputs)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from electra_hf import ElectraForPretraining, ElectraTrainer
+from electra_hf import ElectraTrainer
 from electra_hf.arguments import ModelArguments, PretrainingArguments, TokenizerArguments, run_recipe, save_recipe
 from electra_hf.checkpoints import checkpoint_to_resume
 from electra_hf.corpus import CorpusArguments, format_report, load_corpus
@@ -26,8 +26,8 @@ def main(corpus_args, tokenizer_args, model_args, training_args):
         corpus, report = load_corpus(corpus_args)
 
         # Tokenizer: trained once on the training part, or an existing one
-        if name := tokenizer_args.tokenizer_name_or_path or model_args.discriminator_name_or_path:
-            tokenizer = load_tokenizer(name)
+        if existing := tokenizer_args.tokenizer_name_or_path or model_args.discriminator_name_or_path:
+            tokenizer = load_tokenizer(existing)
             save_tokenizer(tokenizer, output_dir / "tokenizer")
         else:
             settings = tokenizer_args.training_settings()
@@ -39,12 +39,12 @@ def main(corpus_args, tokenizer_args, model_args, training_args):
 
     # Model: a small generator, and the discriminator that will be kept
     set_seed(training_args.seed)
-    model = build_pair(model_args, tokenizer)
+    model = build_pair(model_args, tokenizer, tokenizer_args.max_length)
 
     # Training: everything random happens in the model's forward, on the device
     trainer = ElectraTrainer(model, training_args, train_dataset=train_rows, eval_dataset=test_rows)
     if trainer.is_world_process_zero():
-        report |= measure_tokenizer(tokenizer, corpus["test"])
+        report["tokenizer"] = measure_tokenizer(tokenizer, corpus["test"])
         (output_dir / "corpus.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         save_recipe(output_dir / "recipe.yaml", corpus_args, tokenizer_args, model_args, training_args)
         print(format_report(report))
@@ -54,6 +54,8 @@ def main(corpus_args, tokenizer_args, model_args, training_args):
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
         metrics |= {name: value for name, value in result.metrics.items() if name.startswith("train_")}
+        if (output_dir / "metrics.json").is_file():  # of a run that had nothing left to train
+            metrics = json.loads((output_dir / "metrics.json").read_text()) | metrics
         (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         draw_curves(trainer.state.log_history, output_dir / "curves.png")
         model.save_discriminator(output_dir / "discriminator", tokenizer)

@@ -54,7 +54,12 @@ def report():
     rows = [
         ("pretraining speed, tokens/s", pretraining["train_tokens_per_second"], "", ""),
         ("detection AUC, held out", pretraining["eval_rtd_auc"], "chance", 0.5),
-        ("detection accuracy", pretraining["eval_rtd_accuracy"], "majority", pretraining["eval_rtd_majority_baseline"]),
+        (
+            "detection accuracy",
+            pretraining["eval_rtd_accuracy"],
+            "majority",
+            pretraining["eval_rtd_majority_baseline"],
+        ),
         ("tagging accuracy", tagger["eval_accuracy"], "untrained network", untrained["eval_accuracy"]),
         ("", "", "most frequent tag", tagger["baseline_most_frequent_tag_accuracy"]),
     ]
