@@ -283,6 +283,14 @@ def resolve(request, kind, name, revision, path):
     request.reply(None, 200, {**headers, "Content-Length": str(entry.size)})
 
 
+@route("GET", f"/{PREFIX}{NAME}/raw/{REVISION}/(?P<path>.+)")
+def raw(request, kind, name, revision, path):
+    """What git itself holds: of a large file, its pointer."""
+    repository = request.repository(kind, name)
+    sha = repository.resolve(revision)
+    request.reply(repository.read(repository.entry(sha, path).oid), headers={"X-Repo-Commit": sha})
+
+
 def _send(request, data, headers):
     """The content, or the part of it that a Range header asks for."""
     headers = {"Accept-Ranges": "bytes", **headers}
