@@ -14,6 +14,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from electra_hf.configuration import ElectraPretrainingConfig
 from electra_hf.errors import InputError
+from electra_hf.stopping import exit_on_signals
 
 
 class _Parser(HfArgumentParser):
@@ -136,6 +137,9 @@ class ModelArguments:
     )
     objective: str = field(default="electra", metadata={"help": "What the encoder learns from."})
     embedding_sharing: str = field(default="shared", metadata={"help": "Which embeddings the two networks share."})
+    sinusoidal_start: bool = field(
+        default=False, metadata={"help": "Start the position table as sinusoids: small models find neighbours sooner."}
+    )
     mask_probability: float | None = field(
         default=None, metadata={"help": "Share of tokens the generator must guess (default: 0.15, large 0.25)."}
     )
@@ -209,6 +213,9 @@ class PretrainingArguments(TrainingArguments):
     resume_from_checkpoint: str | None = field(
         default="auto", metadata={"help": "auto: the newest checkpoint in output_dir, if any; never; or a folder."}
     )
+    max_train_hours: float | None = field(
+        default=None, metadata={"help": "Stop after a checkpoint when this time is over, with exit code 0."}
+    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "True would log a NaN loss as 0."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Packed rows have one column."})
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Every step sees a batch of one shape."})
@@ -240,6 +247,7 @@ def save_recipe(path, *arguments):
 
 def run_recipe(main, *argument_classes):
     """Parse, run `main(*arguments)`, and turn a wrong input into one message and exit code 2 (DESIGN: exit codes)."""
+    exit_on_signals()
     try:
         arguments = parse_arguments(*argument_classes)
         main(*arguments)

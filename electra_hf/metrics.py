@@ -49,7 +49,7 @@ class PretrainingMetrics:
             ]
         )
         scaled = (output.discriminator_logits.float() / _LARGEST_LOGIT + 1) * (_BINS / 2)
-        bins = scaled.clamp(0, _BINS - 1).long() + _BINS * is_replaced
+        bins = scaled.nan_to_num(0.0).clamp(0, _BINS - 1).long() + _BINS * is_replaced
         self.histograms.index_add_(0, bins.flatten(), is_real.flatten().double())
 
     def reduce(self, accelerator):

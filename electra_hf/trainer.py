@@ -1,6 +1,7 @@
 """`ElectraTrainer`: the Hugging Face Trainer with a log, an evaluation and a learning rate that fit the pair."""
 
 import logging
+import shutil
 import time
 from pathlib import Path
 
@@ -10,10 +11,13 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
+from electra_hf.checkpoints import rotate, seal
 from electra_hf.metrics import PretrainingMetrics, diagnose
 from electra_hf.packing import collate_rows
 
 logger = logging.getLogger(__name__)
+
+MAX_SKIPPED_IN_A_ROW = 10  # steps without a finite gradient after which a run does not recover by itself
 
 
 class _OwnRandomStream(TrainerCallback):
@@ -54,6 +58,8 @@ class ElectraTrainer(Trainer):
         self.add_callback(_TwoStages())
         self._train_metrics = PretrainingMetrics(args.device)
         self._findings = []
+        self._skipped_steps = torch.zeros((), device=args.device)
+        self._skipped_in_a_row = torch.zeros((), device=args.device)
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """As the Trainer's, but a run that has reached its last step is loaded and not trained a step further."""
@@ -79,13 +85,32 @@ class ElectraTrainer(Trainer):
 
     def log(self, logs, start_time=None):
         if "loss" in logs:
-            logs.update(self._training_metrics_since_last_log())
+            logs.update(self._training_metrics_since_last_log() | self._check_skipped_steps())
         if "train_runtime" in logs:
             tokens = self._tokens_per_step() * self.state.global_step
             this_session = self._tokens_per_step() * (self.state.global_step - self._initial_global_step)
             logs["train_tokens"] = tokens
             logs["train_tokens_per_second"] = this_session / logs["train_runtime"]
         super().log(logs, start_time)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Called between clipping and the optimizer's step: a non-finite gradient must not reach the weights."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        is_broken = (~torch.isfinite(torch.as_tensor(grad_norm, device=self.args.device))).float()
+        # The fused AdamW looks at this tensor on the device and leaves weights and state alone: nothing waits.
+        self.optimizer.optimizer.found_inf = is_broken
+        self._skipped_steps += is_broken
+        self._skipped_in_a_row = (self._skipped_in_a_row + 1) * is_broken
+        return grad_norm
+
+    def _check_skipped_steps(self):
+        skipped, in_a_row = int(self._skipped_steps), int(self._skipped_in_a_row)
+        if in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise FloatingPointError(
+                f"The last {in_a_row} steps had a loss or gradient that is not finite; none changed the weights. "
+                "Lower learning_rate, or raise warmup_steps; the last checkpoint in output_dir is good."
+            )
+        return {"skipped_steps": skipped} if skipped else {}
 
     def _training_metrics_since_last_log(self):
         """Runs on every process, as `log` does."""
@@ -149,6 +174,22 @@ class ElectraTrainer(Trainer):
             metrics={f"{metric_key_prefix}_{name}": value for name, value in values.items()},
             num_samples=len(dataloader.dataset),
         )
+
+    def _save_checkpoint(self, model, trial):
+        """Save as the Trainer does, then seal; only a sealed checkpoint lets an older one go."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero():
+            shutil.rmtree(folder, ignore_errors=True)  # of a save that was killed
+        self.accelerator.wait_for_everyone()
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            seal(folder)
+            rotate(self.args.output_dir, limit)
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         """The authors' schedule (rule 15): linear decay over all steps, multiplied by the warm-up."""

@@ -15,6 +15,7 @@ from electra_hf.corpus import CorpusArguments, format_report, load_corpus
 from electra_hf.figures import draw_curves
 from electra_hf.modeling import build_pair
 from electra_hf.packing import pack_dataset
+from electra_hf.stopping import CleanStop
 from electra_hf.tokenization import load_tokenizer, measure_tokenizer, save_tokenizer, train_tokenizer_once
 
 
@@ -48,7 +49,10 @@ def main(corpus_args, tokenizer_args, model_args, training_args):
         (output_dir / "corpus.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         save_recipe(output_dir / "recipe.yaml", corpus_args, tokenizer_args, model_args, training_args)
         print(format_report(report))
+    stop = CleanStop(training_args.max_train_hours)
+    trainer.add_callback(stop)
     result = trainer.train(resume_from_checkpoint=checkpoint)
+    stop.exit_if_stopped()
 
     # Results: held-out metrics, curves, and two plain Hugging Face folders; the generator can be thrown away
     metrics = trainer.evaluate()

@@ -7,7 +7,6 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 import pytest
 import torch
-from datasets import Dataset, Features, List, Value
 from transformers.utils import logging
 
 logging.set_verbosity_error()
@@ -74,8 +73,7 @@ def packed(ids):
     """Rows of ids as the trainer takes them."""
     from electra_hf.packing import PackedRows
 
-    features = Features({"input_ids": List(Value("uint16"), length=ids.shape[1])})
-    return PackedRows(Dataset.from_dict({"input_ids": ids.numpy().astype("uint16")}, features=features))
+    return PackedRows.from_array(ids.numpy().astype("uint16"))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from electra_hf.corruption import mask_tokens, select_positions
-from electra_hf.modeling import ElectraForPretraining
+from electra_hf.modeling import ElectraForPretraining, start_positions_as_sinusoids
 
 
 def reference_losses(model, input_ids, masked_ids, positions, corrupted_ids):
@@ -185,3 +185,15 @@ def test_a_pair_continues_from_its_published_parts(tiny_model, rows, tmp_path):
     expected = model(input_ids).loss
     torch.manual_seed(0)
     torch.testing.assert_close(again(input_ids).loss, expected)
+
+
+def test_a_sinusoidal_start_tells_near_positions_from_far_ones(tiny_model):
+    model = tiny_model()
+    start_positions_as_sinusoids(model.discriminator.electra.embeddings)
+    table = model.generator.electra.embeddings.position_embeddings.weight  # shared
+    products = table @ table.T
+    assert products[5, 5] > products[5, 6] > products[5, 7] > products[5, 9]
+    # Sinusoids know distance, not place: the same distance gives the same product.
+    torch.testing.assert_close(products[3, 7], products[20, 24])
+    words = model.generator.electra.embeddings.word_embeddings.weight
+    assert table.std().item() == pytest.approx(2 * words.std().item(), rel=1e-5)

@@ -10,8 +10,8 @@ PACKAGE = ROOT / "electra_hf"
 FLOORS = [
     ["errors"],
     ["sources", "corruption", "configuration", "tokenization", "packing", "metrics", "optimization"],
-    ["readers", "checkpoints", "arguments", "figures", "tagging_metrics", "cards"],
-    ["corpus", "modeling", "tagging", "hub"],
+    ["readers", "checkpoints", "stopping", "figures", "tagging_metrics", "cards"],
+    ["corpus", "arguments", "modeling", "tagging", "hub"],
     ["alignment", "trainer"],
     ["__init__"],
 ]

@@ -1,11 +1,19 @@
 """`ElectraTrainer` on a tiny pair: what it logs, what it evaluates, and that splitting a batch changes nothing."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from electra_hf import ElectraTrainer
+from electra_hf.checkpoints import find_damage, sorted_checkpoints
+from electra_hf.stopping import CleanStop
 
 LOGGED = (
     "loss generator_loss discriminator_loss generator_accuracy rtd_accuracy rtd_majority_baseline rtd_auc "
@@ -156,3 +164,100 @@ def test_a_run_resumed_in_the_middle_ends_in_the_same_weights(make_trainer, tiny
     resumed.train(resume_from_checkpoint=str(Path(resumed.args.output_dir) / "checkpoint-3"))
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], weight), name
+
+
+def test_a_signal_during_training_ends_it_after_a_complete_checkpoint(make_trainer):
+    trainer = make_trainer(max_steps=50, save_strategy="no", eval_strategy="steps", eval_steps=3)
+    stop = CleanStop()
+    trainer.add_callback(stop)
+    trainer.add_callback(AtStep(3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    trainer.train()
+    step = trainer.state.global_step
+    assert step in (3, 4)
+    assert find_damage(Path(trainer.args.output_dir) / f"checkpoint-{step}") is None
+    assert not any("eval_loss" in log for log in trainer.state.log_history if log["step"] == step)
+    with pytest.raises(SystemExit) as end:
+        stop.exit_if_stopped()
+    assert end.value.code == 143
+
+
+def test_a_limit_of_hours_ends_training_the_same_way_with_exit_code_0(make_trainer):
+    trainer = make_trainer(max_steps=50, save_strategy="no")
+    stop = CleanStop(max_train_hours=0.0)
+    trainer.add_callback(stop)
+    trainer.train()
+    assert trainer.state.global_step == 1
+    assert find_damage(Path(trainer.args.output_dir) / "checkpoint-1") is None
+    with pytest.raises(SystemExit) as end:
+        stop.exit_if_stopped()
+    assert end.value.code == 0
+
+
+def test_a_run_that_was_not_stopped_goes_on(make_trainer):
+    trainer = make_trainer(max_steps=2)
+    stop = CleanStop()
+    trainer.add_callback(stop)
+    trainer.train()
+    stop.exit_if_stopped()
+
+
+class AtStep(TrainerCallback):
+    def __init__(self, step, action):
+        self.step, self.action = step, action
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.action()
+
+
+def test_rotation_leaves_sealed_checkpoints_alone_up_to_the_limit(make_trainer):
+    trainer = make_trainer(max_steps=5, save_steps=1, save_total_limit=2)
+    trainer.train()
+    folders = sorted_checkpoints(trainer.args.output_dir)
+    assert [folder.name for folder in folders] == ["checkpoint-4", "checkpoint-5"]
+    assert all(find_damage(folder) is None for folder in folders)
+
+
+@pytest.fixture(autouse=True)
+def restore_signal_handlers():
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+class Spoil(ElectraTrainer):
+    """Makes the loss of the given steps infinite or not a number."""
+
+    spoiled = ()
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return loss * float("nan") if self.state.global_step in self.spoiled else loss
+
+
+def spoil(trainer, steps):
+    trainer.__class__ = Spoil
+    trainer.spoiled = steps
+    return trainer
+
+
+def test_a_step_that_is_not_finite_leaves_weights_and_optimizer_alone_and_is_counted(make_trainer):
+    trainer = spoil(make_trainer(max_steps=4, logging_steps=1, save_steps=1, save_total_limit=9), {2})
+    trainer.train()
+    before, after = (
+        load_file(Path(trainer.args.output_dir) / f"checkpoint-{step}" / "model.safetensors") for step in (2, 3)
+    )
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(torch.isfinite(weight).all() for weight in trainer.model.state_dict().values())
+    assert [log.get("skipped_steps") for log in trainer.state.log_history if "loss" in log] == [None, None, 1, 1]
+    steps = {int(state["step"]) for state in trainer.optimizer.state.values()}
+    assert steps == {3}
+
+
+def test_many_such_steps_in_a_row_stop_the_run_with_its_weights_as_they_were(make_trainer):
+    trainer = spoil(make_trainer(max_steps=60, logging_steps=5, save_strategy="no"), set(range(3, 60)))
+    with pytest.raises(FloatingPointError, match="Lower learning_rate"):
+        trainer.train()
+    assert trainer.state.global_step == 15
+    assert all(torch.isfinite(weight).all() for weight in trainer.model.state_dict().values())

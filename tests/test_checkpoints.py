@@ -1,0 +1,109 @@
+import json
+import shutil
+
+import pytest
+
+from electra_hf.checkpoints import (
+    MANIFEST,
+    checkpoint_to_resume,
+    find_damage,
+    find_last_checkpoint,
+    rotate,
+    seal,
+    sorted_checkpoints,
+)
+from electra_hf.errors import InputError
+
+FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+
+
+@pytest.fixture
+def make_checkpoint(tmp_path):
+    def make(step, sealed=True):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        for name in FILES:
+            (folder / name).write_text(f"{name} at {step}")
+        if sealed:
+            seal(folder)
+        return folder
+
+    return make
+
+
+def test_the_newest_is_the_one_of_the_highest_step_not_of_the_last_letter(make_checkpoint, tmp_path):
+    for step in (9, 10, 100):
+        make_checkpoint(step)
+    assert find_last_checkpoint(tmp_path).name == "checkpoint-100"
+
+
+def test_a_save_that_did_not_finish_does_not_count(make_checkpoint, tmp_path, caplog):
+    make_checkpoint(1)
+    make_checkpoint(2, sealed=False)
+    assert find_last_checkpoint(tmp_path).name == "checkpoint-1"
+    assert "checkpoint-2 is not used: manifest.json is missing: the save did not finish" in caplog.text
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_damage_to_any_file_is_named(make_checkpoint, name):
+    folder = make_checkpoint(1)
+    content = (folder / name).read_bytes()
+    flipped = bytes([content[0] ^ 1]) + content[1:]
+    for damaged, words in (
+        (flipped, f"{name} has changed since it was written"),
+        (content[:-1], f"{name} has {len(content) - 1} bytes instead of {len(content)}"),
+        (None, f"{name} is missing"),
+    ):
+        (folder / name).unlink()
+        if damaged is not None:
+            (folder / name).write_bytes(damaged)
+        assert find_damage(folder) == words
+        (folder / name).write_bytes(content)
+    assert find_damage(folder) is None
+
+
+def test_an_extra_file_is_named(make_checkpoint):
+    folder = make_checkpoint(1)
+    (folder / "more.bin").touch()
+    assert find_damage(folder) == "more.bin does not belong to it"
+
+
+@pytest.mark.parametrize("manifest", ["", "{", "[]", '{"model.safetensors": 1}', "\x00"])
+def test_a_damaged_manifest_is_named(make_checkpoint, manifest):
+    folder = make_checkpoint(1)
+    (folder / MANIFEST).write_text(manifest)
+    assert find_damage(folder)
+
+
+def test_a_manifest_that_names_too_little_is_not_enough(make_checkpoint):
+    folder = make_checkpoint(1)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest["optimizer.pt"]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    assert find_damage(folder) == "optimizer.pt does not belong to it"
+
+
+def test_rotation_keeps_the_newest_complete_ones_and_clears_what_a_killed_save_left(make_checkpoint, tmp_path):
+    for step in (1, 2, 3):
+        make_checkpoint(step)
+    make_checkpoint(4, sealed=False)
+    rotate(tmp_path, 2)
+    assert [folder.name for folder in sorted_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-3"]
+
+
+def test_the_last_complete_one_stays(make_checkpoint, tmp_path):
+    make_checkpoint(1)
+    make_checkpoint(2, sealed=False)
+    rotate(tmp_path, 1)
+    assert [folder.name for folder in sorted_checkpoints(tmp_path)] == ["checkpoint-1"]
+
+
+def test_auto_starts_afresh_where_there_is_nothing_and_never_ignores_what_there_is(make_checkpoint, tmp_path):
+    assert checkpoint_to_resume(tmp_path, "auto") is None
+    folder = make_checkpoint(1)
+    assert checkpoint_to_resume(tmp_path, "auto") == str(folder)
+    assert checkpoint_to_resume(tmp_path, "never") is None
+    assert checkpoint_to_resume(tmp_path, str(folder)) == str(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(InputError, match="is no complete checkpoint"):
+        checkpoint_to_resume(tmp_path, str(folder))
