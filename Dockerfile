@@ -19,6 +19,7 @@ RUN useradd --uid 10001 --no-create-home --home-dir /data electra \
 ENV HF_HOME=/data/hf PYTHONUNBUFFERED=1 PATH=/opt/venv/bin:${PATH}
 
 # Dependencies change more rarely than the code: a layer of their own. The base's torch, built for its CUDA, stays.
+# (Without --use-pep517 an older pip cannot build seqeval, which comes as source only.)
 WORKDIR /opt/electra_hf
 COPY pyproject.toml constraints.txt LICENSE ./
 COPY electra_hf/__init__.py electra_hf/
@@ -27,7 +28,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && sed --in-place '/^torch==/d' constraints.txt \
     && python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' >> constraints.txt \
     && touch README.md \
-    && python -m pip install --constraint constraints.txt --editable '.[tensorboard]'
+    && python -m pip install --use-pep517 --constraint constraints.txt --editable '.[tensorboard]'
 
 # What a recipe writes to outputs/ belongs on the volume.
 COPY . .

@@ -20,11 +20,8 @@ OTHER_TOKEN = "hf_" + "Stranger" * 4
 def client_environment(hub, home, token=TOKEN):
     """The environment of a client of `hub`; `home` is where it keeps its cache."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
-    kept |= {
-        "HF_XET_CLIENT_RETRY_MAX_DURATION": "1s",
-        "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms",
-        "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "1",
-    }
+    # hf_xet would try a failing request again for minutes.
+    kept |= {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "1", "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms"}
     names = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     names |= {"HF_TOKEN": token} if token else {}
     names |= {} if hub.xet_url else {"HF_HUB_DISABLE_XET": "1"}
