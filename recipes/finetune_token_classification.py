@@ -6,7 +6,7 @@ accelerate launch recipes/finetune_token_classification.py --config recipes/espe
 
 import json
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,9 @@ from transformers import DataCollatorForTokenClassification, Trainer, TrainingAr
 
 from electra_hf.alignment import IGNORED, gather_words, labels_and_losses, make_windows
 from electra_hf.arguments import run_recipe, save_recipe
+from electra_hf.cards import CardArguments, fill_tagger_card
 from electra_hf.errors import InputError
+from electra_hf.hub import push_results, take_push_settings
 from electra_hf.optimization import layerwise_parameter_groups
 from electra_hf.tagging import (
     TaggingArguments,
@@ -80,7 +82,11 @@ class FinetuningArguments(TrainingArguments):
             )
 
 
-def main(model_args, data_args, training_args):
+ARGUMENTS = (ModelArguments, TaggingArguments, CardArguments, FinetuningArguments)
+
+
+def main(model_args, data_args, card_args, training_args):
+    push = take_push_settings(training_args)
     output_dir = Path(training_args.output_dir)
     if model_args.model_name_or_path is None:
         raise InputError("Give model_name_or_path: the folder `discriminator` of a pretraining run, or a Hub model.")
@@ -132,9 +138,14 @@ def main(model_args, data_args, training_args):
         "test_words_with_unknown_label": unknown_labels.total(),
     }
     if training_args.should_save:
-        save_recipe(output_dir / "recipe.yaml", model_args, data_args, training_args)
+        save_recipe(output_dir / "recipe.yaml", model_args, data_args, card_args, training_args)
         write_json(metrics, output_dir / "metrics.json")
         print(format_report(metrics, unknown_labels))
+
+        # Card, and the Hub where it is asked for: whatever happens there, the results are on disk
+        fill_tagger_card(output_dir, push and push.repo_id, **asdict(card_args))
+        if push:
+            push_results({output_dir: push.repo_id}, push)
 
 
 def fine_tune(seed, model_args, training_args, config, tokenizer, train_windows):
@@ -171,4 +182,4 @@ def write_json(values, path):
 
 
 if __name__ == "__main__":
-    run_recipe(main, ModelArguments, TaggingArguments, FinetuningArguments)
+    run_recipe(main, *ARGUMENTS)

@@ -4,22 +4,28 @@ accelerate launch recipes/pretrain.py --config recipes/esperanto_small/pretrain.
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from transformers import set_seed
 
 from electra_hf import ElectraTrainer
 from electra_hf.arguments import ModelArguments, PretrainingArguments, TokenizerArguments, run_recipe, save_recipe
+from electra_hf.cards import CardArguments, fill_discriminator_card, fill_generator_card
 from electra_hf.checkpoints import checkpoint_to_resume
 from electra_hf.corpus import CorpusArguments, format_report, load_corpus
 from electra_hf.figures import draw_curves
+from electra_hf.hub import push_results, take_push_settings
 from electra_hf.modeling import build_pair
 from electra_hf.packing import pack_dataset
 from electra_hf.stopping import CleanStop
 from electra_hf.tokenization import load_tokenizer, measure_tokenizer, save_tokenizer, train_tokenizer_once
 
+ARGUMENTS = (CorpusArguments, TokenizerArguments, ModelArguments, CardArguments, PretrainingArguments)
 
-def main(corpus_args, tokenizer_args, model_args, training_args):
+
+def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
+    push = take_push_settings(training_args)
     checkpoint = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
     output_dir = Path(training_args.output_dir)
     with training_args.main_process_first(desc="preparing the data"):
@@ -47,7 +53,7 @@ def main(corpus_args, tokenizer_args, model_args, training_args):
     if trainer.is_world_process_zero():
         report["tokenizer"] = measure_tokenizer(tokenizer, corpus["test"])
         (output_dir / "corpus.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-        save_recipe(output_dir / "recipe.yaml", corpus_args, tokenizer_args, model_args, training_args)
+        save_recipe(output_dir / "recipe.yaml", corpus_args, tokenizer_args, model_args, card_args, training_args)
         print(format_report(report))
     stop = CleanStop(training_args.max_train_hours)
     trainer.add_callback(stop)
@@ -65,6 +71,13 @@ def main(corpus_args, tokenizer_args, model_args, training_args):
         model.save_discriminator(output_dir / "discriminator", tokenizer)
         model.save_generator(output_dir / "generator", tokenizer)
 
+        # Cards, and the Hub where it is asked for: whatever happens there, the results are on disk
+        discriminator, generator = (push.discriminator, push.generator) if push else (None, None)
+        fill_discriminator_card(output_dir, discriminator, generator, **asdict(card_args))
+        fill_generator_card(output_dir, generator, discriminator, **asdict(card_args))
+        if push:
+            push_results({output_dir / "discriminator": discriminator, output_dir / "generator": generator}, push)
+
 
 if __name__ == "__main__":
-    run_recipe(main, CorpusArguments, TokenizerArguments, ModelArguments, PretrainingArguments)
+    run_recipe(main, *ARGUMENTS)

@@ -4,6 +4,7 @@ python recipes/quickstart.py
 """
 
 import json
+import os
 from pathlib import Path
 
 import finetune_token_classification as finetune
@@ -11,38 +12,20 @@ import pretrain
 import torch
 from transformers import AutoTokenizer, ElectraForPreTraining
 
-from electra_hf.arguments import ModelArguments, PretrainingArguments, TokenizerArguments, parse_arguments, run_recipe
-from electra_hf.corpus import CorpusArguments
-from electra_hf.tagging import TaggingArguments
+from electra_hf.arguments import parse_arguments, run_recipe
 
-RECIPES = Path(__file__).parent / "quickstart"
+ROOT = Path(__file__).parents[1]
 OUTPUT = Path("outputs/quickstart")
 SENTENCE = ("La knabino legas interesan libron en la ĝardeno .", "libron", "kantas")  # a noun becomes a verb
 
 
 def main():
-    corpus = str(RECIPES / "data" / "epo_sample_2026_500-sentences.txt")
-    pretrain.main(
-        *parse_arguments(
-            CorpusArguments,
-            TokenizerArguments,
-            ModelArguments,
-            PretrainingArguments,
-            argv=["--config", str(RECIPES / "pretrain.yaml"), "--corpus_files", corpus],
-        )
-    )
+    os.chdir(ROOT)  # the paths in the recipe files start there
+    pretrain.main(*parse_arguments(*pretrain.ARGUMENTS, argv=["--config", "recipes/quickstart/pretrain.yaml"]))
     for folder, from_scratch in (("tagger", "false"), ("untrained", "true")):
         flags = ["--output_dir", str(OUTPUT / folder), "--from_scratch", from_scratch]
-        for key in ("train", "test", "labels"):
-            flags += [f"--{key}_file", str(RECIPES / "data" / f"pos-{key}.txt")]
-        finetune.main(
-            *parse_arguments(
-                finetune.ModelArguments,
-                TaggingArguments,
-                finetune.FinetuningArguments,
-                argv=["--config", str(RECIPES / "finetune_pos.yaml"), *flags],
-            )
-        )
+        config = ["--config", "recipes/quickstart/finetune_pos.yaml", *flags]
+        finetune.main(*parse_arguments(*finetune.ARGUMENTS, argv=config))
     report()
 
 
@@ -51,15 +34,11 @@ def report():
     pretraining, tagger, untrained = (
         json.loads((OUTPUT / folder / "metrics.json").read_text()) for folder in ("pretrain", "tagger", "untrained")
     )
+    majority = pretraining["eval_rtd_majority_baseline"]
     rows = [
         ("pretraining speed, tokens/s", pretraining["train_tokens_per_second"], "", ""),
         ("detection AUC, held out", pretraining["eval_rtd_auc"], "chance", 0.5),
-        (
-            "detection accuracy",
-            pretraining["eval_rtd_accuracy"],
-            "majority",
-            pretraining["eval_rtd_majority_baseline"],
-        ),
+        ("detection accuracy", pretraining["eval_rtd_accuracy"], "majority", majority),
         ("tagging accuracy", tagger["eval_accuracy"], "untrained network", untrained["eval_accuracy"]),
         ("", "", "most frequent tag", tagger["baseline_most_frequent_tag_accuracy"]),
     ]
@@ -87,7 +66,7 @@ def mark_suspicious(text, share=0.2):
     tokens = tokenizer.convert_ids_to_tokens(encoding["input_ids"][0, 1:-1])
     suspicious = set(logits.topk(max(1, round(share * len(tokens)))).indices.tolist())
     marked = [f">>{token}<<" if i in suspicious else token for i, token in enumerate(tokens)]
-    return " ".join(marked).replace(" ##", "")
+    return tokenizer.convert_tokens_to_string(marked).replace(" >>##", ">>")
 
 
 def number(value):

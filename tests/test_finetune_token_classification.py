@@ -85,7 +85,7 @@ def run(recipe, inputs, monkeypatch, capsys):
             if value is not None:
                 argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
         monkeypatch.setattr(sys, "argv", argv)
-        recipe.run_recipe(recipe.main, recipe.ModelArguments, recipe.TaggingArguments, recipe.FinetuningArguments)
+        recipe.run_recipe(recipe.main, *recipe.ARGUMENTS)
         return capsys.readouterr().out
 
     return make
@@ -117,7 +117,7 @@ def finished(recipe, inputs, tmp_path_factory):
             *"--use_cpu true --disable_tqdm true --seeds 3 4".split(),
         ]
         patch.setattr(sys, "argv", [RECIPE.name, *flags])
-        recipe.run_recipe(recipe.main, recipe.ModelArguments, recipe.TaggingArguments, recipe.FinetuningArguments)
+        recipe.run_recipe(recipe.main, *recipe.ARGUMENTS)
     return output_dir
 
 
@@ -283,7 +283,6 @@ def test_the_model_to_start_from_is_not_overwritten(run, inputs):
 def test_every_recipe_file_is_accepted(recipe, path):
     from electra_hf.arguments import parse_arguments
 
-    classes = (recipe.ModelArguments, recipe.TaggingArguments, recipe.FinetuningArguments)
-    model_args, _, training_args = parse_arguments(*classes, argv=["--config", str(path)])
+    model_args, *_, training_args = parse_arguments(*recipe.ARGUMENTS, argv=["--config", str(path)])
     assert isinstance(training_args, TrainingArguments)
     assert model_args.model_name_or_path

@@ -11,8 +11,10 @@ import yaml
 from transformers import AutoTokenizer, ElectraForMaskedLM, ElectraForPreTraining
 
 from electra_hf.arguments import ModelArguments, PretrainingArguments, TokenizerArguments, parse_arguments
+from electra_hf.cards import CardArguments
 from electra_hf.corpus import CorpusArguments
 
+ARGUMENTS = (CorpusArguments, TokenizerArguments, ModelArguments, CardArguments, PretrainingArguments)
 ROOT = Path(__file__).parents[1]
 NETWORK = "{num_hidden_layers: 1, hidden_size: 16, embedding_size: 8, num_attention_heads: 2}"
 
@@ -75,14 +77,8 @@ def test_a_run_leaves_every_result_and_a_second_start_finds_it_done(folder):
     assert (output / "discriminator" / "model.safetensors").read_bytes() == weights
 
     # recipe.yaml, everything as it ran, is itself a recipe.
-    again = parse_arguments(
-        CorpusArguments,
-        TokenizerArguments,
-        ModelArguments,
-        PretrainingArguments,
-        argv=["--config", str(output / "recipe.yaml")],
-    )
-    assert again[3].max_steps == 6 and again[2].generator == yaml.safe_load(NETWORK)
+    again = parse_arguments(*ARGUMENTS, argv=["--config", str(output / "recipe.yaml")])
+    assert again[4].max_steps == 6 and again[2].generator == yaml.safe_load(NETWORK)
 
     exported = run("export.py", "--checkpoint", output / "checkpoint-3", "--output_dir", folder / "exported")
     assert exported.returncode == 0, exported.stderr
@@ -117,7 +113,5 @@ def test_wrong_input_is_one_message_exit_code_2_and_nothing_half_written(folder,
 def test_every_recipe_file_parses():
     for path in ROOT.glob("recipes/*/pretrain.yaml"):
         flags = ["--config", str(path), "--use_cpu", "true", "--corpus_files", "x"]
-        *_, training = parse_arguments(
-            CorpusArguments, TokenizerArguments, ModelArguments, PretrainingArguments, argv=flags
-        )
+        *_, training = parse_arguments(*ARGUMENTS, argv=flags)
         assert training.output_dir == f"outputs/{path.parent.name}/pretrain"
