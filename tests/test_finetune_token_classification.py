@@ -134,6 +134,7 @@ def test_a_tagger_learns_and_leaves_everything_in_its_folder(finished):
         "tokenizer_config.json",
         "metrics.json",
         "predictions.tsv",
+        "README.md",
         "confusion.png",
         "recipe.yaml",
         "seed-3",
