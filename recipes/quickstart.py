@@ -47,8 +47,10 @@ def report():
         print(f"  {name:28} {number(value):>8}   {baseline:18} {number(baseline_value):>6}")
     if pretraining["eval_rtd_auc"] < 0.6:
         print(
-            "The sample of 521 sentences is too small to learn from context (AUC below 0.6). A real one, trained on "
-            "378,000 sentences: accelerate launch recipes/pretrain.py --config recipes/esperanto_tiny/pretrain.yaml"
+            "\nThe sample of 521 sentences shows the way, but is too small to learn from context: the AUC is below 0.6\n"
+            "and the tagger gains little. A real run, on your text or on an Esperanto corpus:\n"
+            "  accelerate launch recipes/pretrain.py --config recipes/esperanto_tiny/pretrain.yaml "
+            "[--corpus_files 'my_text/*.txt']"
         )
     text, original, replacement = SENTENCE
     print(f"\n'{original}' became '{replacement}'. What the discriminator finds suspicious stands in >> <<:")
