@@ -47,8 +47,8 @@ def report():
         print(f"  {name:28} {number(value):>8}   {baseline:18} {number(baseline_value):>6}")
     if pretraining["eval_rtd_auc"] < 0.6:
         print(
-            "\nThe 521 sentences of the sample show the way, but are too few to learn from context: the AUC is under 0.6\n"
-            "and the tagger gains little. A real run, on your text or on an Esperanto corpus:\n"
+            "\nThe 521 sentences of the sample show the way, but are too few to learn from context: the AUC\n"
+            "is below 0.6, and the tagger gains little. A real run, on your text or on an Esperanto corpus:\n"
             "  accelerate launch recipes/pretrain.py --config recipes/esperanto_tiny/pretrain.yaml "
             "[--corpus_files 'my_text/*.txt']"
         )
