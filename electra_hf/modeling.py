@@ -205,6 +205,12 @@ def build_pair(model_args, tokenizer, max_length: int) -> ElectraForPretraining:
         pair = ElectraForPretraining(
             ElectraPretrainingConfig.from_size(model_args.model_size, len(tokenizer), **networks, **settings)
         )
+    vocab_size = pair.config.discriminator_config.vocab_size
+    if len(tokenizer) > vocab_size:
+        raise InputError(
+            f"tokenizer_name_or_path: it has {len(tokenizer)} tokens, more than the {vocab_size} that "
+            f"{model_args.discriminator_name_or_path} knows. Give the tokenizer that belongs to it."
+        )
     if model_args.sinusoidal_start:
         start_positions_as_sinusoids(pair.discriminator.electra.embeddings)
     positions = pair.config.discriminator_config.max_position_embeddings

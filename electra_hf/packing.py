@@ -147,6 +147,15 @@ class PackedRows(torch.utils.data.Dataset):
         return torch.from_numpy(batch)
 
 
+def check_rows(rows: PackedRows, batch_size: int):
+    """Raise `InputError` where there are fewer rows than one batch over all processes takes: nothing would train."""
+    if len(rows) < batch_size:
+        raise InputError(
+            f"The corpus fills {len(rows)} rows of {rows.max_length} tokens, fewer than one batch of {batch_size}. "
+            "Add text, or lower per_device_train_batch_size or max_length."
+        )
+
+
 def collate_rows(batch: torch.Tensor | list[torch.Tensor]) -> dict[str, torch.Tensor]:
     """Name the batch that `PackedRows` gathered: `{"input_ids": (B, L) int64}`."""
     if isinstance(batch, list):  # `Trainer` has taken it apart to drop unused columns (remove_unused_columns=True)

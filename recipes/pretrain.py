@@ -17,7 +17,7 @@ from electra_hf.corpus import CorpusArguments, format_report, load_corpus
 from electra_hf.figures import draw_curves
 from electra_hf.hub import push_results, take_push_settings
 from electra_hf.modeling import build_pair
-from electra_hf.packing import pack_dataset
+from electra_hf.packing import check_rows, pack_dataset
 from electra_hf.stopping import CleanStop
 from electra_hf.tokenization import load_tokenizer, measure_tokenizer, save_tokenizer, train_tokenizer_once
 
@@ -43,6 +43,8 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
         # Rows: sentences joined with [SEP] and cut to exactly max_length, without padding
         train_rows = pack_dataset(corpus["train"], tokenizer, tokenizer_args.max_length)
         test_rows = pack_dataset(corpus["test"], tokenizer, tokenizer_args.max_length)
+
+    check_rows(train_rows, training_args.train_batch_size * training_args.world_size)
 
     # Model: a small generator, and the discriminator that will be kept
     set_seed(training_args.seed)

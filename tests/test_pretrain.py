@@ -96,6 +96,7 @@ def test_a_run_leaves_every_result_and_a_second_start_finds_it_done(folder):
         ("pretrain.py", ["--tokenizer_type", "unigram"], "tokenizer_type"),
         ("pretrain.py", ["--resume_from_checkpoint", "nowhere"], "resume_from_checkpoint: nowhere"),
         ("pretrain.py", ["--max_length", "600"], "max_length"),
+        ("pretrain.py", ["--per_device_train_batch_size", "4096"], "fewer than one batch of 4096"),
         ("export.py", ["--checkpoint", "nowhere", "--output_dir", "x"], "nowhere"),
     ],
 )
