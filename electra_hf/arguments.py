@@ -9,6 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Literal
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -229,6 +230,7 @@ class PretrainingArguments(TrainingArguments):
             )
         if self.data_seed is None:
             self.data_seed = self.seed
+        self.dataloader_pin_memory &= torch.cuda.is_available()  # on a CPU it does nothing but warn
 
 
 def save_recipe(path, *arguments):

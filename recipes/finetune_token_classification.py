@@ -74,6 +74,7 @@ class FinetuningArguments(TrainingArguments):
     def __post_init__(self):
         super().__post_init__()
         self.seeds = self.seeds or [self.seed]
+        self.dataloader_pin_memory &= torch.cuda.is_available()  # on a CPU it does nothing but warn
         if len(set(self.seeds)) < len(self.seeds):
             raise InputError(f"seeds: expected different numbers, got {self.seeds}; a seed twice is the same run.")
         if self.hub_token is not None:
