@@ -13,6 +13,8 @@ from electra_hf.errors import InputError
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+RUN = "run.json"
+_NO_SETTINGS = ("transformers_version", "dtype", "architectures", "_name_or_path")  # what a config notes besides
 _NEEDED = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
@@ -83,11 +85,66 @@ def rotate(output_dir, limit: int | None):
     if limit is None or limit <= 0:
         return
     # The manifest alone decides here: reading every byte of every checkpoint at each save would stall the training.
-    complete = [folder for folder in sorted_checkpoints(output_dir) if (folder / MANIFEST).is_file()]
+    complete = [folder for folder in sorted_checkpoints(output_dir) if is_sealed(folder)]
     kept = complete[-limit:]
     for folder in sorted_checkpoints(output_dir):
         if folder not in kept:
-            shutil.rmtree(folder, ignore_errors=True)
+            delete(folder)
+
+
+def delete(checkpoint):
+    """Delete a checkpoint; killed in between, it is one whose save did not finish."""
+    (Path(checkpoint) / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def is_sealed(checkpoint) -> bool:
+    """Whether its save finished; `find_damage` reads every byte besides."""
+    return (Path(checkpoint) / MANIFEST).is_file()
+
+
+def clear_way(output_dir, step: int):
+    """Before training from `step`: delete what killed saves left, and set aside what a run before had saved later.
+
+    Left in place, those would count as newer than all that this run saves, and rotation would delete its own first.
+    """
+    for folder in sorted_checkpoints(output_dir):
+        if not is_sealed(folder):
+            delete(folder)
+        elif int(folder.name.rpartition("-")[2]) > step:
+            aside = folder.with_name(f"{folder.name}.aside")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            logger.warning("%s is newer than the start of this run and not used: it is now %s.", folder, aside.name)
+
+
+def save_facts(checkpoint, facts: dict):
+    """Write what has to be the same in a run that goes on from this checkpoint, before it is sealed."""
+    (Path(checkpoint) / RUN).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def check_same_run(checkpoint, facts: dict):
+    """Refuse to go on from the checkpoint of another run. Raises `InputError` that names every difference."""
+    file = Path(checkpoint) / RUN
+    saved = _flatten(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    now = _flatten(json.loads(json.dumps(facts)))
+    # A field that only one of them has belongs to another version of a library.
+    differences = [
+        f"{key} was {saved[key]!r}, now {now[key]!r}" for key in saved if saved[key] != now.get(key, saved[key])
+    ]
+    if differences:
+        raise InputError(
+            f"{checkpoint} belongs to a run with other settings: {'; '.join(differences)}. Restore them to go on "
+            "from it; or choose another output_dir, or `resume_from_checkpoint: never`, to start afresh."
+        )
+
+
+def _flatten(facts, prefix=""):
+    flat = {}
+    for key, value in facts.items():
+        if key not in _NO_SETTINGS:
+            flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def checkpoint_to_resume(output_dir, resume_from_checkpoint: str) -> str | None:

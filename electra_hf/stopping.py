@@ -4,21 +4,36 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 
 import torch
 from transformers import TrainerCallback
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SECONDS_OF_ONE_SIGNAL = 2.0  # torchrun's agent and `tini -g` both pass the same signal on, moments apart
+
+
+class EvaluationStopped(Exception):
+    """A signal came during an evaluation: the checkpoint is worth more than its numbers."""
+
 
 def exit_on_signals():
     """Outside of training there is nothing to save: end at once, with the exit code that says why (143 or 130)."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, frame: sys.exit(128 + received))
+
+    def leave(number, frame):
+        for again in SIGNALS:
+            signal.signal(again, lambda second, frame: os._exit(128 + number))
+        sys.exit(128 + number)
+
+    for number in SIGNALS:
+        signal.signal(number, leave)
 
 
 class CleanStop(TrainerCallback):
     """Ends training after a complete checkpoint on SIGTERM, SIGINT or after `max_train_hours`; no evaluation follows.
 
-    The signal of one process stops all of them at the same step. A second signal ends the process at once.
+    The signal of one process stops all of them at the same step. An evaluation is broken off. A second signal, more
+    than `SECONDS_OF_ONE_SIGNAL` after the first, ends the process at once.
     """
 
     def __init__(self, max_train_hours: float | None = None):
@@ -26,33 +41,64 @@ class CleanStop(TrainerCallback):
         self.signal = 0
         self.is_stopping = False
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, train_dataloader, **kwargs):
         self.start = time.monotonic()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        # A signal to the whole group (Ctrl-C, `tini -g`) must not kill the workers before the last checkpoint.
+        train_dataloader.worker_init_fn = partial(_ignore_signals_in_worker, train_dataloader.worker_init_fn)
+        for number in SIGNALS:
             signal.signal(number, self._receive)
 
     def _receive(self, number, frame):
-        if self.signal:
+        if self.signal and time.monotonic() - self.signal_time > SECONDS_OF_ONE_SIGNAL:
             os._exit(128 + number)
-        self.signal = number
+        if not self.signal:
+            self.signal, self.signal_time = number, time.monotonic()
+            # `print` inside a handler may meet another `print` half-way.
+            os.write(2, b"Signal received: ending after a checkpoint; another one ends at once, without it.\n")
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def _decide(self, args, state):
+        """Whether to stop: the same answer on every process, so all of them have to ask at the same moment."""
         hours = (time.monotonic() - self.start) / 3600
         is_late = self.max_train_hours is not None and hours >= self.max_train_hours
-        wish = torch.tensor([self.signal, int(is_late)], device=args.device)
+        is_late = is_late and state.global_step < state.max_steps
         if args.world_size > 1:
+            wish = torch.tensor([self.signal, int(is_late)], device=args.device)
             torch.distributed.all_reduce(wish, torch.distributed.ReduceOp.MAX)
-        if args.world_size > 1 or self.signal or is_late:  # one process alone need not wait for its device
-            self.signal, is_late = wish.tolist()
-        if self.signal or is_late:
-            self.is_stopping = True
+            received, is_late = wish.tolist()
+            if received and not self.signal:
+                self.signal, self.signal_time = received, time.monotonic()
+        self.is_stopping = bool(self.signal or is_late)
+        return self.is_stopping
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._decide(args, state):
             control.should_training_stop = control.should_save = True
             control.should_evaluate = False
 
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if self.signal and control.should_evaluate:
+            raise EvaluationStopped
+
+    def on_save(self, args, state, control, **kwargs):
+        if self._decide(args, state):  # it came during the save, which need not be done again
+            control.should_training_stop = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.is_stopping:
+            control.should_evaluate = control.should_save = False
+
     def on_train_end(self, args, state, control, **kwargs):
+        self._decide(args, state)
         exit_on_signals()
 
     def exit_if_stopped(self):
         """After training: leave with 143 or 130 after a signal, with 0 after the limit; nothing may follow."""
         if self.is_stopping:
             sys.exit(128 + self.signal if self.signal else 0)
+
+
+def _ignore_signals_in_worker(worker_init_fn, worker_id):
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if worker_init_fn:
+        worker_init_fn(worker_id)

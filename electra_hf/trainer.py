@@ -1,22 +1,30 @@
 """`ElectraTrainer`: the Hugging Face Trainer with a log, an evaluation and a learning rate that fit the pair."""
 
+import hashlib
 import logging
-import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from electra_hf.checkpoints import rotate, seal
+from electra_hf.checkpoints import check_same_run, clear_way, is_sealed, rotate, save_facts, seal
 from electra_hf.metrics import PretrainingMetrics, diagnose
 from electra_hf.packing import collate_rows
+from electra_hf.stopping import EvaluationStopped
 
 logger = logging.getLogger(__name__)
 
+# A run that differs in one of these does not go on where its checkpoint stopped.
+_SETTINGS = (
+    *("seed data_seed world_size generator_only_steps learning_rate warmup_steps lr_scheduler_type optim").split(),
+    *("weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm").split(),
+)
 MAX_SKIPPED_IN_A_ROW = 10  # steps without a finite gradient after which a run does not recover by itself
 
 
@@ -43,6 +51,21 @@ class _TwoStages(TrainerCallback):
                     optimizer.state.pop(parameter, None)
 
 
+class _Resume(TrainerCallback):
+    """Goes on with the sums since the last log, which the Trainer does not save; waits for the last seal."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step:
+            self.trainer._load_sums()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.trainer._wait_for_seal()
+        self.trainer.accelerator.wait_for_everyone()  # the first process to exit would end the others
+
+
 class ElectraTrainer(Trainer):
     """Trains an `ElectraForPretraining` on packed rows (`packing.PackedRows`).
 
@@ -56,14 +79,19 @@ class ElectraTrainer(Trainer):
         super().__init__(model, args, data_collator=data_collator, **kwargs)
         self.add_callback(_OwnRandomStream())
         self.add_callback(_TwoStages())
+        self.add_callback(_Resume(self))
         self._train_metrics = PretrainingMetrics(args.device)
         self._findings = []
         self._skipped_steps = torch.zeros((), device=args.device)
         self._skipped_in_a_row = torch.zeros((), device=args.device)
+        self._sealing = None  # the checkpoint saved last, while another thread reads and flushes its bytes
+        self._sealer = ThreadPoolExecutor(max_workers=1)
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """As the Trainer's, but a run that has reached its last step is loaded and not trained a step further."""
+        self._resumed_from = resume_from_checkpoint
         if resume_from_checkpoint:
+            check_same_run(resume_from_checkpoint, self._facts())
             *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
             state = TrainerState.load_from_json(Path(resume_from_checkpoint) / "trainer_state.json")
             if state.global_step >= max_steps:
@@ -71,7 +99,25 @@ class ElectraTrainer(Trainer):
                 self.state = state
                 tokens = state.global_step * self._tokens_per_step()
                 return TrainOutput(state.global_step, 0.0, {"train_tokens": tokens})
+        if self.is_world_process_zero():
+            step = int(Path(resume_from_checkpoint).name.rpartition("-")[2]) if resume_from_checkpoint else 0
+            clear_way(self.args.output_dir, step)
+        self.accelerator.wait_for_everyone()
         return super().train(resume_from_checkpoint, **kwargs)
+
+    def _facts(self):
+        """What a run needs to have in common with its checkpoint."""
+        settings = {name: getattr(self.args, name) for name in _SETTINGS}
+        rows = self.train_dataset
+        digest = hashlib.sha256()
+        for index in range(0, len(rows), max(1, len(rows) // 256)):  # all would take minutes on a large corpus
+            digest.update(rows[index]["input_ids"].numpy().tobytes())
+        return {
+            "rows (corpus_files, tokenizer, max_length)": {"number": len(rows), "sha256": digest.hexdigest()},
+            "rows of a step": self._tokens_per_step() // rows[0]["input_ids"].shape[0],
+            "settings": settings,
+            "model": self.model.config.to_dict(),
+        }
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         output = model(**inputs)
@@ -108,7 +154,8 @@ class ElectraTrainer(Trainer):
         if in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise FloatingPointError(
                 f"The last {in_a_row} steps had a loss or gradient that is not finite; none changed the weights. "
-                "Lower learning_rate, or raise warmup_steps; the last checkpoint in output_dir is good."
+                "The last checkpoint in output_dir is good. Start afresh with a lower learning_rate or more "
+                "warmup_steps."
             )
         return {"skipped_steps": skipped} if skipped else {}
 
@@ -154,11 +201,18 @@ class ElectraTrainer(Trainer):
         model.to(self.args.device).eval()
         self._evaluation_metrics = metrics = PretrainingMetrics(self.args.device)
         devices = [self.args.device] if self.args.device.type == "cuda" else []
+        is_stopped = torch.zeros((), device=self.args.device)
         with torch.no_grad(), torch.random.fork_rng(devices), self.compute_loss_context_manager():
-            for number, batch in enumerate(dataloader):
-                torch.manual_seed(self.args.process_index + number * self.args.world_size)
-                self.compute_loss(model, self._prepare_inputs(batch))
+            try:
+                for number, batch in enumerate(dataloader):
+                    torch.manual_seed(self.args.process_index + number * self.args.world_size)
+                    self.compute_loss(model, self._prepare_inputs(batch))
+                    self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+            except EvaluationStopped:
+                is_stopped += 1
         model.train(was_training)
+        if self.accelerator.reduce(is_stopped) > 0:  # on one of the processes, so on all
+            raise EvaluationStopped
 
         metrics.reduce(self.accelerator)
         values = metrics.compute()
@@ -175,21 +229,61 @@ class ElectraTrainer(Trainer):
             num_samples=len(dataloader.dataset),
         )
 
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        try:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+        except EvaluationStopped:
+            self.control.should_evaluate = False
+            self.control.should_save = self.control.should_training_stop = True
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+
     def _save_checkpoint(self, model, trial):
-        """Save as the Trainer does, then seal; only a sealed checkpoint lets an older one go."""
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        if self.is_world_process_zero():
-            shutil.rmtree(folder, ignore_errors=True)  # of a save that was killed
+        """Save as the Trainer does, then seal in another thread; only a sealed checkpoint lets an older one go."""
+        self._wait_for_seal()
         self.accelerator.wait_for_everyone()
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if is_sealed(folder):  # this step's own: `clear_way` has moved every other
+            return
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
+            self._save_sums(folder)
         finally:
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            seal(folder)
-            rotate(self.args.output_dir, limit)
+            save_facts(folder, self._facts())
+            self._sealing = self._sealer.submit(self._seal, folder, limit)
+
+    def _seal(self, folder, limit):
+        seal(folder)
+        rotate(self.args.output_dir, limit)
+
+    def _wait_for_seal(self):
+        if self._sealing is not None:
+            self._sealing.result()
+            self._sealing = None
+
+    def _save_sums(self, folder):
+        """What was summed since the last log on this process; without it the first log after a resume would differ."""
+        sums = {
+            "loss": self._tr_loss,
+            "last_logged": torch.tensor(self._globalstep_last_logged),
+            "metrics": self._train_metrics.sums,
+            "histograms": self._train_metrics.histograms,
+            "skipped": self._skipped_steps,
+            "skipped_in_a_row": self._skipped_in_a_row,
+        }
+        save_file(sums, folder / f"sums_{self.args.process_index}.safetensors")
+
+    def _load_sums(self):
+        file = Path(self._resumed_from) / f"sums_{self.args.process_index}.safetensors"
+        if not file.is_file():  # a checkpoint of the first version
+            return
+        sums = load_file(file, device=str(self.args.device))
+        self._tr_loss, self._globalstep_last_logged = sums["loss"], int(sums["last_logged"])
+        self._train_metrics.sums, self._train_metrics.histograms = sums["metrics"], sums["histograms"]
+        self._skipped_steps, self._skipped_in_a_row = sums["skipped"], sums["skipped_in_a_row"]
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         """The authors' schedule (rule 15): linear decay over all steps, multiplied by the warm-up."""
