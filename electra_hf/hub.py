@@ -44,54 +44,65 @@ class PushError(Exception):
 
 @dataclass
 class PushSettings:
-    """Where a run pushes to, taken from `TrainingArguments`."""
+    """Where a run pushes to: settings of `TrainingArguments` as the user gave them, under the same names."""
 
-    repo_id: str
-    private: bool = True
-    revision: str | None = None
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_private_repo: bool = True
+    hub_revision: str | None = None
+
+    @property
+    def tagger(self):
+        return self.hub_model_id if self.push_to_hub else None
 
     @property
     def discriminator(self):
-        return self.repo_id.removesuffix("-discriminator") + "-discriminator"
+        return self._one_of_two("-discriminator")
 
     @property
     def generator(self):
-        return self.repo_id.removesuffix("-discriminator") + "-generator"
+        return self._one_of_two("-generator")
+
+    def _one_of_two(self, suffix):
+        return self.hub_model_id.removesuffix("-discriminator") + suffix if self.push_to_hub else None
 
 
 def take_push_settings(training_args):
-    """Take `push_to_hub`, `hub_model_id`, `hub_private_repo` and `hub_revision` out of `TrainingArguments`.
+    """Take `push_to_hub` and what belongs to it out of `TrainingArguments`, into `PushSettings`.
 
-    Afterwards `training_args.push_to_hub` is False: the Trainer itself must never push. Returns None where no push is
-    wanted. Raises `InputError` before any training for what would let the push fail after it.
+    Afterwards `training_args.push_to_hub` is False: the Trainer itself must never push. Raises `InputError` before any
+    training for what would let the push fail after it.
     """
     if training_args.hub_token:
         raise InputError(
             "hub_token: a token among the settings ends in files that others read. "
             "Leave it out, and set the variable HF_TOKEN or run `hf auth login`."
         )
-    wanted, training_args.push_to_hub = training_args.push_to_hub, False
-    if not wanted:
-        return None
-    if not training_args.hub_model_id:
-        raise InputError("push_to_hub: hub_model_id is missing. Name the repository, such as me/electra-small-eo.")
-    check_repo_id(training_args.hub_model_id, "hub_model_id")
-    if not get_token():
-        raise InputError("push_to_hub: there is no Hub token. Set the variable HF_TOKEN or run `hf auth login`.")
     # Transformers takes None for public; here a repository is public only where it was asked to be.
     private = training_args.hub_private_repo is not False
-    return PushSettings(training_args.hub_model_id, private, training_args.hub_revision)
+    name, revision = training_args.hub_model_id, training_args.hub_revision
+    settings = PushSettings(training_args.push_to_hub, name, private, revision)
+    training_args.push_to_hub = False
+    if settings.push_to_hub:
+        if not name:
+            raise InputError("push_to_hub: hub_model_id is missing. Name the repository, such as me/electra-small-eo.")
+        check_repo_id(name, "hub_model_id")
+        if not get_token():
+            raise InputError("push_to_hub: there is no Hub token. Set the variable HF_TOKEN or run `hf auth login`.")
+    return settings
 
 
 def push_results(folders, settings):
-    """Push each `{folder: repo_id}` at the end of a recipe. A failure ends the process with code 3, the others pushed.
+    """Push each `{folder: repo_id}` at the end of a recipe, where the user asked for it.
 
-    Call it on the main process, when everything is on disk.
+    A failure ends the process with code 3, the others pushed. Call it on the main process, when everything is on disk.
     """
+    if not settings.push_to_hub:
+        return
     failed = False
     for folder, repo_id in folders.items():
         try:
-            url = push_folder(folder, repo_id, private=settings.private, revision=settings.revision)
+            url = push_folder(folder, repo_id, private=settings.hub_private_repo, revision=settings.hub_revision)
             print(f"pushed {folder}: {url}")
         except (PushError, InputError) as error:
             failed = True

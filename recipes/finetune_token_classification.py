@@ -139,14 +139,13 @@ def main(model_args, data_args, card_args, training_args):
         "test_words_with_unknown_label": unknown_labels.total(),
     }
     if training_args.should_save:
-        save_recipe(output_dir / "recipe.yaml", model_args, data_args, card_args, training_args)
+        save_recipe(output_dir / "recipe.yaml", model_args, data_args, card_args, training_args, push)
         write_json(metrics, output_dir / "metrics.json")
         print(format_report(metrics, unknown_labels))
 
         # Card, and the Hub where it is asked for: whatever happens there, the results are on disk
-        fill_tagger_card(output_dir, push and push.repo_id, **asdict(card_args))
-        if push:
-            push_results({output_dir: push.repo_id}, push)
+        fill_tagger_card(output_dir, push.tagger, **asdict(card_args))
+        push_results({output_dir: push.tagger}, push)
 
 
 def fine_tune(seed, model_args, training_args, config, tokenizer, train_windows):

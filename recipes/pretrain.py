@@ -15,6 +15,7 @@ from electra_hf.cards import CardArguments, fill_discriminator_card, fill_genera
 from electra_hf.checkpoints import checkpoint_to_resume
 from electra_hf.corpus import CorpusArguments, format_report, load_corpus
 from electra_hf.figures import draw_curves
+from electra_hf.flops import train_flops
 from electra_hf.hub import push_results, take_push_settings
 from electra_hf.modeling import build_pair
 from electra_hf.packing import check_rows, pack_dataset
@@ -55,7 +56,9 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
     if trainer.is_world_process_zero():
         report["tokenizer"] = measure_tokenizer(tokenizer, corpus["test"])
         (output_dir / "corpus.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-        save_recipe(output_dir / "recipe.yaml", corpus_args, tokenizer_args, model_args, card_args, training_args)
+        save_recipe(
+            output_dir / "recipe.yaml", corpus_args, tokenizer_args, model_args, card_args, training_args, push
+        )
         print(format_report(report))
     stop = CleanStop(training_args.max_train_hours)
     trainer.add_callback(stop)
@@ -66,6 +69,10 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
         metrics |= {name: value for name, value in result.metrics.items() if name.startswith("train_")}
+        first_stage = training_args.generator_only_steps / trainer.state.global_step
+        metrics["train_flops"] = train_flops(
+            model.config, tokenizer_args.max_length, metrics["train_tokens"], first_stage
+        )
         if (output_dir / "metrics.json").is_file():  # of a run that had nothing left to train
             metrics = json.loads((output_dir / "metrics.json").read_text()) | metrics
         (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
@@ -74,11 +81,11 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
         model.save_generator(output_dir / "generator", tokenizer)
 
         # Cards, and the Hub where it is asked for: whatever happens there, the results are on disk
-        discriminator, generator = (push.discriminator, push.generator) if push else (None, None)
-        fill_discriminator_card(output_dir, discriminator, generator, **asdict(card_args))
-        fill_generator_card(output_dir, generator, discriminator, **asdict(card_args))
-        if push:
-            push_results({output_dir / "discriminator": discriminator, output_dir / "generator": generator}, push)
+        fill_discriminator_card(output_dir, push.discriminator, push.generator, **asdict(card_args))
+        fill_generator_card(output_dir, push.generator, push.discriminator, **asdict(card_args))
+        push_results(
+            {output_dir / "discriminator": push.discriminator, output_dir / "generator": push.generator}, push
+        )
 
 
 if __name__ == "__main__":

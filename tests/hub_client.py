@@ -96,7 +96,7 @@ def read_remote(repo_id, name):
 def push_at_the_end(folders):
     from electra_hf.hub import PushSettings, push_results
 
-    push_results(folders, PushSettings("me/any"))
+    push_results(folders, PushSettings(push_to_hub=True))
 
 
 def ask(method, *arguments, **keywords):

@@ -38,14 +38,14 @@ METRICS = {
     "eval_rtd_majority_baseline": 0.885,
     "train_runtime": 5400.0,
     "train_tokens": 12_345_678,
+    "train_flops": 2.5e15,
 }
 COUNTS = {"read": 1200, "empty": 3, "undecodable": 0, "excluded": 7, "duplicate": 190, "kept": 1000}
 CORPUS = {
     "sources": [{"name": "archives/epo_news.tar.gz", **COUNTS}],
     "total": COUNTS,
     "splits": {"train": {"sentences": 990, "characters": 70_000}, "test": {"sentences": 10, "characters": 700}},
-    "fertility": 1.4142,
-    "unknown_share": 0.00012,
+    "tokenizer": {"vocab_size": 128, "fertility": 1.4142, "unknown_share": 0.00012},
 }
 RECIPE = {"seed": 42, "language": ["eo"], "license": "apache-2.0", "corpus_license": "CC BY", "learning_rate": 5e-4}
 
@@ -105,6 +105,7 @@ def test_a_discriminator_card_shows_numbers_beside_their_baselines(run):
     assert "Licences of the text: CC BY." in text
     assert "| time | 1.50 hours |" in text
     assert "| tokens read | 12,345,678 |" in text
+    assert "matrix products alone | 2.50e+15 |" in text
     assert "[me/x-generator](https://huggingface.co/me/x-generator)" in text
     assert "trained from scratch" in text
     assert "learning_rate: 0.0005" in text

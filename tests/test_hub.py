@@ -6,13 +6,15 @@ import zlib
 
 import pytest
 import torch
+import yaml
 from hub_client import OTHER_TOKEN, TOKEN, Client, ClientError
 from hub_server import Fault, Hub, answer, hang_up, serve_then_hang_up
 from transformers import ElectraConfig, ElectraForPreTraining, TrainingArguments
 
+from electra_hf.arguments import save_recipe
 from electra_hf.cards import MARKER
 from electra_hf.errors import InputError
-from electra_hf.hub import PushSettings, check_repo_id, select_files, take_push_settings
+from electra_hf.hub import PushSettings, check_repo_id, push_results, select_files, take_push_settings
 from electra_hf.tokenization import save_tokenizer, train_tokenizer
 
 SENTENCES = ["La hundo kuras rapide en la urbo .", "Mi vidas vin ĉiutage kaj ĝojas ."]
@@ -371,24 +373,35 @@ def test_the_trainer_itself_never_pushes(tmp_path, monkeypatch):
     arguments = training_arguments(tmp_path, push_to_hub=True, hub_model_id="me/electra-small-eo")
     settings = take_push_settings(arguments)
     assert arguments.push_to_hub is False
-    assert settings == PushSettings("me/electra-small-eo", private=True, revision=None)
+    assert settings == PushSettings(True, "me/electra-small-eo", hub_private_repo=True, hub_revision=None)
 
 
 def test_only_a_plain_no_makes_a_run_public(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     wanted = {"push_to_hub": True, "hub_model_id": "me/x"}
-    assert take_push_settings(training_arguments(tmp_path, hub_private_repo=True, **wanted)).private
-    assert not take_push_settings(training_arguments(tmp_path, hub_private_repo=False, **wanted)).private
+    assert take_push_settings(training_arguments(tmp_path, hub_private_repo=True, **wanted)).hub_private_repo
+    assert not take_push_settings(training_arguments(tmp_path, hub_private_repo=False, **wanted)).hub_private_repo
 
 
 def test_discriminator_and_generator_get_names_that_belong_together():
     for name in ("me/x", "me/x-discriminator"):
-        settings = PushSettings(name)
+        settings = PushSettings(True, name)
         assert (settings.discriminator, settings.generator) == ("me/x-discriminator", "me/x-generator")
 
 
-def test_without_push_to_hub_there_is_nothing_to_push(tmp_path):
-    assert take_push_settings(training_arguments(tmp_path)) is None
+def test_without_push_to_hub_nothing_is_pushed_and_no_repository_is_named(tmp_path):
+    settings = take_push_settings(training_arguments(tmp_path, hub_model_id="me/x"))
+    assert (settings.discriminator, settings.generator, settings.tagger) == (None, None, None)
+    push_results({tmp_path: None}, settings)  # would end the process: the folder holds no model
+
+
+def test_recipe_yaml_records_the_push_as_the_user_set_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    arguments = training_arguments(tmp_path, push_to_hub=True, hub_model_id="me/x")
+    push = take_push_settings(arguments)
+    save_recipe(tmp_path / "recipe.yaml", arguments, push)
+    recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    assert (recipe["push_to_hub"], recipe["hub_model_id"], recipe["hub_private_repo"]) == (True, "me/x", True)
 
 
 @pytest.mark.parametrize(

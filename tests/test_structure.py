@@ -9,7 +9,7 @@ PACKAGE = ROOT / "electra_hf"
 # A file imports only from lines above its own.
 FLOORS = [
     ["errors"],
-    ["sources", "corruption", "configuration", "tokenization", "packing", "metrics", "optimization"],
+    ["sources", "corruption", "configuration", "flops", "tokenization", "packing", "metrics", "optimization"],
     ["readers", "checkpoints", "stopping", "figures", "tagging_metrics", "cards"],
     ["corpus", "arguments", "modeling", "tagging", "hub"],
     ["alignment", "trainer"],
