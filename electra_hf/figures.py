@@ -20,11 +20,12 @@ def draw_curves(log_history: list[dict], path):
     for axis, (title, names, label) in zip(axes.flat, panels, strict=True):
         for color, name in enumerate(names):
             _draw(axis, log_history, name, f"C{color}", linestyle="-", label=name.replace("_", " "))
-            _draw(axis, log_history, f"eval_{name}", f"C{color}", linestyle="none", marker="o", label="held out")
+            _draw(axis, log_history, f"eval_{name}", f"C{color}", linestyle="none", marker="o")
         axis.set(title=title, xlabel="step", ylabel=label)
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend(fontsize=8)
+    figure.suptitle("Lines: training text. Dots: held-out text.", fontsize=10)
     axes[0, 0].set_yscale("log")
     axes[1, 1].set_ylim(bottom=0)
     figure.savefig(Path(path), dpi=110)
