@@ -280,7 +280,7 @@ class ElectraTrainer(Trainer):
         file = Path(self._resumed_from) / f"sums_{self.args.process_index}.safetensors"
         if not file.is_file():  # a checkpoint of the first version
             return
-        sums = load_file(file, device=str(self.args.device))
+        sums = {name: tensor.to(self.args.device) for name, tensor in load_file(file).items()}
         self._tr_loss, self._globalstep_last_logged = sums["loss"], int(sums["last_logged"])
         self._train_metrics.sums, self._train_metrics.histograms = sums["metrics"], sums["histograms"]
         self._skipped_steps, self._skipped_in_a_row = sums["skipped"], sums["skipped_in_a_row"]

@@ -1,11 +1,13 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from electra_hf.checkpoints import (
     MANIFEST,
     checkpoint_to_resume,
+    clear_way,
     find_damage,
     find_last_checkpoint,
     rotate,
@@ -89,6 +91,53 @@ def test_rotation_keeps_the_newest_complete_ones_and_clears_what_a_killed_save_l
     make_checkpoint(4, sealed=False)
     rotate(tmp_path, 2)
     assert [folder.name for folder in sorted_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-3"]
+
+
+def test_what_is_newer_than_the_start_is_set_aside_and_does_not_push_out_what_this_run_saves(
+    make_checkpoint, tmp_path
+):
+    make_checkpoint(1)
+    newer = make_checkpoint(9)
+    make_checkpoint(3, sealed=False)
+    (newer / "optimizer.pt").write_text("damaged")
+    assert find_last_checkpoint(tmp_path).name == "checkpoint-1"
+    clear_way(tmp_path, 1)
+    make_checkpoint(2)
+    rotate(tmp_path, 1)
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-9.aside"]
+
+
+def test_damage_to_any_file_of_a_real_checkpoint_is_named_and_the_one_before_it_is_used(make_trainer, caplog):
+    trainer = make_trainer(max_steps=2, save_steps=1)
+    trainer.train()
+    output_dir = Path(trainer.args.output_dir)
+    newest = output_dir / "checkpoint-2"
+    files = sorted(path.name for path in newest.iterdir())
+    assert {MANIFEST, "run.json", "sums_0.safetensors", "rng_state.pth", "training_args.bin"} < set(files)
+
+    def expect_named(name):
+        caplog.clear()
+        assert find_last_checkpoint(output_dir).name == "checkpoint-1"
+        assert f"checkpoint-2 is not used: {name} " in caplog.text
+
+    for name in files:
+        content = (newest / name).read_bytes()
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        for damaged in (flipped, content[:middle], None):
+            (newest / name).unlink()
+            if damaged is not None:
+                (newest / name).write_bytes(damaged)
+            # A bit of the manifest stands for a file's name, size or hash: then that file no longer fits it.
+            if name == MANIFEST and damaged == flipped:
+                assert find_last_checkpoint(output_dir).name == "checkpoint-1"
+            else:
+                expect_named(name)
+            (newest / name).write_bytes(content)
+    (newest / "extra.bin").touch()
+    expect_named("extra.bin")
+    (newest / "extra.bin").unlink()
+    assert find_last_checkpoint(output_dir) == newest
 
 
 def test_the_last_complete_one_stays(make_checkpoint, tmp_path):

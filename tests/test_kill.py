@@ -1,0 +1,189 @@
+"""Kills and signals, as the machine of a cloud gives them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import TrainerCallback
+
+from electra_hf.checkpoints import find_damage, sorted_checkpoints
+from electra_hf.stopping import SIGNALS, CleanStop
+
+
+@pytest.mark.slow
+def test_killed_at_every_step_of_a_save_and_at_random_moments_a_run_ends_as_the_one_never_killed(tmp_path):
+    script = Path(__file__).parent / "train_until_killed.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), "30"], capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout.split()[-9]) >= 50
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """The command of a run that would take long, and its output_dir."""
+    sentences = [f"la {a} {b} {c}." for a in "abcdefg" for b in "hijklmn" for c in "opqrstu"]
+    (tmp_path / "corpus.txt").write_text("\n".join(sentences), encoding="utf-8")
+    network = '{"num_hidden_layers": 1, "hidden_size": 16, "embedding_size": 8, "num_attention_heads": 2}'
+    settings = {
+        "output_dir": tmp_path / "run",
+        "corpus_files": tmp_path / "corpus.txt",
+        "data_cache_dir": tmp_path / "cache",
+        "test_share": 0.3,
+        "vocab_size": 64,
+        "max_length": 16,
+        "generator": network,
+        "discriminator": network,
+        "max_steps": 100_000,
+        "save_steps": 100_000,
+        "logging_steps": 5,
+        "per_device_train_batch_size": 4,
+        "use_cpu": "true",
+        "disable_tqdm": "true",
+        "report_to": "none",
+    }
+    flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    return [str(Path(__file__).parents[1] / "recipes" / "pretrain.py"), *flags], tmp_path / "run"
+
+
+def start(command):
+    return subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_training(process):
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if "'loss'" in line:
+            return
+    raise AssertionError(seen)
+
+
+def check_stopped(output_dir, after_step=1):
+    (checkpoint,) = sorted_checkpoints(output_dir)
+    assert find_damage(checkpoint) is None
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    assert state["global_step"] >= after_step
+    assert not any("eval_loss" in log for log in state["log_history"])
+    for name in ("metrics.json", "discriminator", "generator", "curves.png"):
+        assert not (output_dir / name).exists(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("flags", [[], ["--dataloader_num_workers", "2"]])
+def test_a_signal_to_the_whole_group_leaves_a_complete_checkpoint_and_its_exit_code(recipe, number, flags):
+    command, output_dir = recipe
+    process = subprocess.Popen(
+        [sys.executable, *command, *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for_training(process)
+    os.killpg(process.pid, number)
+    os.killpg(process.pid, number)  # the same signal passed on a second time
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, output
+    check_stopped(output_dir)
+
+
+@pytest.mark.slow
+def test_a_signal_to_torchrun_leaves_a_complete_checkpoint_of_two_processes(recipe):
+    command, output_dir = recipe
+    process = start(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command])
+    wait_for_training(process)
+    process.terminate()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0, output
+    check_stopped(output_dir)
+
+
+@pytest.mark.slow
+def test_a_limit_of_hours_leaves_a_complete_checkpoint_and_exit_code_0(recipe):
+    command, output_dir = recipe
+    process = start([*command, "--max_train_hours", "1e-9"])
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    check_stopped(output_dir)
+
+
+@pytest.fixture
+def stop():
+    """A `CleanStop` whose handlers go with the test."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield CleanStop()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def run_until_stopped(trainer, stop):
+    trainer.add_callback(stop)
+    trainer.train()
+    with pytest.raises(SystemExit) as end:
+        stop.exit_if_stopped()
+    assert end.value.code == 143
+    assert find_damage(Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}") is None
+
+
+def test_a_signal_during_an_evaluation_breaks_it_off_and_saves(make_trainer, stop):
+    trainer = make_trainer(
+        max_steps=50, save_strategy="no", eval_strategy="steps", eval_steps=3, per_device_eval_batch_size=1
+    )
+    batches = []
+
+    class AtBatch(TrainerCallback):
+        def on_prediction_step(self, args, state, control, **kwargs):
+            batches.append(state.global_step)
+            if len(batches) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer.add_callback(AtBatch())
+    run_until_stopped(trainer, stop)
+    assert trainer.state.global_step == 3 and len(batches) in (2, 3)
+    assert not any("eval_loss" in log for log in trainer.state.log_history)
+
+
+@pytest.mark.parametrize("max_steps", [2, 50])
+def test_a_signal_during_a_save_ends_the_run_with_that_checkpoint(make_trainer, stop, monkeypatch, max_steps):
+    trainer = make_trainer(max_steps=max_steps, save_steps=2)
+    save = trainer._save_rng_state
+
+    def save_and_signal(folder):
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(folder)
+
+    monkeypatch.setattr(trainer, "_save_rng_state", save_and_signal)
+    run_until_stopped(trainer, stop)
+    assert trainer.state.global_step == 2
+
+
+def test_a_signal_at_the_end_of_an_epoch_is_not_followed_by_its_evaluation(make_trainer, stop):
+    trainer = make_trainer(max_steps=50, train_rows=32, save_strategy="epoch", eval_strategy="epoch")
+
+    class AtStep(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer.add_callback(AtStep())
+    run_until_stopped(trainer, stop)
+    assert trainer.state.global_step == 4
+    assert not any("eval_loss" in log for log in trainer.state.log_history)
+
+
+@pytest.mark.parametrize(("seconds", "ends"), [(0.1, False), (3.0, True)])
+def test_a_second_signal_ends_at_once_unless_it_is_the_first_one_passed_on_twice(stop, monkeypatch, seconds, ends):
+    now, codes = [100.0], []
+    monkeypatch.setattr("electra_hf.stopping.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("electra_hf.stopping.os._exit", codes.append)
+    stop._receive(signal.SIGTERM, None)
+    now[0] += seconds
+    stop._receive(signal.SIGTERM, None)
+    assert codes == ([143] if ends else [])

@@ -1,0 +1,144 @@
+"""Run by test_kill.py: a tiny run killed again and again, at named steps of a save and at random moments.
+
+One process imports everything and forks a child for each start; it prints what it counted, or fails.
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from unittest.mock import patch
+
+from test_resume import assert_equal, load
+from train_and_resume import make_trainer
+from transformers import TrainerCallback
+
+from electra_hf import trainer as trainer_module
+from electra_hf.checkpoints import checkpoint_to_resume, find_damage, sorted_checkpoints
+
+STEPS, SAVE_STEPS = 12, 3
+SETTINGS = {"max_steps": STEPS, "save_steps": SAVE_STEPS, "save_total_limit": 2, "learning_rate": 1e-3}
+SAVE = [  # in the order of a save
+    "transformers.Trainer.save_model",
+    "transformers.Trainer._save_optimizer_and_scheduler",
+    "transformers.Trainer._save_rng_state",
+    "electra_hf.trainer.TrainerState.save_to_json",
+    "electra_hf.trainer.ElectraTrainer._save_sums",
+    "electra_hf.trainer.save_facts",
+    "electra_hf.trainer.seal",
+    "electra_hf.checkpoints._describe",
+    "electra_hf.checkpoints._flush",
+    "electra_hf.checkpoints.os.replace",
+    "electra_hf.trainer.rotate",
+    "electra_hf.checkpoints.shutil.rmtree",
+]
+
+
+class Progress(TrainerCallback):
+    """Writes where the run is to a file that outlives it."""
+
+    def __init__(self, file):
+        self.file = open(file, "a", buffering=1)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.file.write(f"begin {state.global_step}\n")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.file.write(f"step {state.global_step}\n")
+
+
+def start(folder, prepare=lambda: None):
+    """Fork a child that trains to the end; returns its process id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        prepare()
+        trainer = make_trainer(folder, **SETTINGS)
+        progress = Progress(f"{folder}.progress")
+        trainer.add_callback(progress)
+        seal = trainer_module.seal
+
+        def seal_and_tell(checkpoint):
+            seal(checkpoint)
+            progress.file.write(f"sealed {checkpoint.name.split('-')[1]}\n")
+
+        trainer_module.seal = seal_and_tell
+        trainer.train(checkpoint_to_resume(folder, "auto"))
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def kill_at(target, call, after):
+    """Makes the process kill itself before or after the given call of a function."""
+    from pkgutil import resolve_name
+
+    original, calls = resolve_name(target), [0]
+
+    def wrapped(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == call and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(*args, **kwargs)
+        if calls[0] == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    patch(target, wrapped).start()
+
+
+def wait(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def check(folder, whole):
+    """The run has reached its end, equals the one never killed, and never began before what it had sealed."""
+    last = Path(folder) / f"checkpoint-{STEPS}"
+    assert find_damage(last) is None
+    assert_equal(load(last), whole)
+    assert all(find_damage(checkpoint) is None for checkpoint in sorted_checkpoints(folder))
+    sealed, step, lost = 0, 0, 0
+    for line in Path(f"{folder}.progress").read_text().splitlines():
+        event, number = line.split()[0], int(line.split()[1])
+        if event == "begin":
+            assert number >= sealed, f"{folder}: began at {number}, though {sealed} was sealed"
+            lost = max(lost, step - number)
+        sealed = number if event == "sealed" else sealed
+        step = number
+    return lost
+
+
+def main(root, random_kills):
+    assert wait(start(f"{root}/whole")) == 0
+    whole, kills, lost = load(Path(root) / "whole" / f"checkpoint-{STEPS}"), 0, []
+    for number, target in enumerate(SAVE):
+        for after in (False, True):
+            folder = f"{root}/named-{number}-{after}"
+            call = 1 if number % 2 else 3
+            assert wait(start(folder, lambda t=target, c=call, a=after: kill_at(t, c, a))) == -signal.SIGKILL, target
+            assert wait(start(folder)) == 0, target
+            kills += 1
+            lost.append(check(folder, whole))
+    chance, run = random.Random(0), 0
+    while kills < len(SAVE) * 2 + random_kills:
+        folder, code = f"{root}/random-{run}", None
+        while code != 0:
+            child = start(folder)
+            # From the start of the process to behind its end, wherever that is on this machine.
+            time.sleep(chance.uniform(0.0, 1.2))
+            os.kill(child, signal.SIGKILL)
+            code = wait(child)
+            assert code in (0, -signal.SIGKILL), code
+            kills += code != 0
+        lost.append(check(folder, whole))
+        run += 1
+    print(f"{kills} kills, {len(lost)} runs, at most {max(lost)} steps lost")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
