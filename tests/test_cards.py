@@ -47,7 +47,14 @@ CORPUS = {
     "splits": {"train": {"sentences": 990, "characters": 70_000}, "test": {"sentences": 10, "characters": 700}},
     "tokenizer": {"vocab_size": 128, "fertility": 1.4142, "unknown_share": 0.00012},
 }
-RECIPE = {"seed": 42, "language": ["eo"], "license": "apache-2.0", "corpus_license": "CC BY", "learning_rate": 5e-4}
+RECIPE = {
+    "seed": 42,
+    "language": ["eo"],
+    "license": "apache-2.0",
+    "corpus_license": "CC BY",
+    "learning_rate": 5e-4,
+    "exclude_files": ["/home/me/pos-test.txt"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +108,8 @@ def test_a_discriminator_card_shows_numbers_beside_their_baselines(run):
     assert '| accuracy of replaced-token detection | 0.910 | 0.885 by always saying "original" |' in text
     assert "| epo_news.tar.gz | 1,200 | 1,000 |" in text
     assert "Not kept: 190 exact duplicates, 3 empty" in text
+    assert "stand in files kept apart (pos-test.txt)" in text
+    assert "/home/" not in text.split("```yaml")[0]
     assert "1.414 tokens per word, 0.00012 of the tokens unknown" in text
     assert "Licences of the text: CC BY." in text
     assert "| time | 1.50 hours |" in text
