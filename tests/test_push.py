@@ -2,7 +2,10 @@
 
 import json
 import os
+import random
+import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,15 +14,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_client import OTHER_TOKEN, TOKEN, client_environment
+import yaml
+from hub_client import OTHER_TOKEN, TOKEN, client_environment, files_that_hold
 from hub_server import Hub
-from transformers import ElectraConfig, ElectraForPreTraining
+from transformers import AutoTokenizer, ElectraConfig, ElectraForPreTraining
 
 from electra_hf.cards import fill_discriminator_card
 from electra_hf.tokenization import save_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 PUSH = ROOT / "recipes" / "push.py"
+SENTENCE = "La hundo kuras ĉiutage"
 TAGGED = "La DET\nhundo NOUN\nkuras VERB\n\nMi PRON\nvidas VERB\nvin PRON\n\n" * 8
 
 
@@ -33,10 +38,16 @@ def make_run(output_dir, seed=0):
     save_tokenizer(tokenizer, output_dir / "discriminator")
     (output_dir / "metrics.json").write_text('{"eval_rtd_auc": 0.8}')
     fill_discriminator_card(output_dir)
-    ids = tokenizer("La hundo kuras ĉiutage", return_tensors="pt")["input_ids"]
+    return output_dir / "discriminator"
+
+
+def expect(output_dir):
+    """A file with what the discriminator of a run says on this machine."""
+    model = ElectraForPreTraining.from_pretrained(output_dir / "discriminator").eval()
+    ids = AutoTokenizer.from_pretrained(output_dir / "discriminator")(SENTENCE, return_tensors="pt")["input_ids"]
     expected = {"ids": ids.tolist(), "logits": model(input_ids=ids).logits.tolist()}
     (output_dir / "expected.json").write_text(json.dumps(expected))
-    return output_dir / "discriminator"
+    return output_dir / "expected.json"
 
 
 # Exit codes, in this process
@@ -132,27 +143,80 @@ print(json.dumps([piece["entity"] for piece in tagger("La hundo kuras")]))
 """
 
 
-@pytest.mark.slow
-def test_the_loop_from_a_push_to_a_tagger_from_the_hub(service, tmp_path):
-    first = make_run(tmp_path / "first")
-    pushed = service.check(sys.executable, PUSH, "--folder", first, "--repo_id", "me/eo-discriminator", "--tag", "v1")
-    assert "pushed and verified: http" in pushed
-    for token in (None, OTHER_TOKEN):
-        refused = service.python(LOAD, "me/eo-discriminator", "main", tmp_path / "first/expected.json", token=token)
-        assert refused.returncode != 0 and "me/eo-discriminator" in refused.stderr
-    second = make_run(tmp_path / "second", seed=1)
-    service.check(sys.executable, PUSH, "--folder", second, "--repo_id", "me/eo-discriminator")
-    for revision, run in (("main", "second"), ("v1", "first")):
-        service.check(sys.executable, "-c", LOAD, "me/eo-discriminator", revision, tmp_path / run / "expected.json")
+NETWORK = "{num_hidden_layers: 1, hidden_size: 16, embedding_size: 8, num_attention_heads: 2}"
+PRETRAIN = f"""
+test_share: 0.2
+vocab_size: 128
+max_length: 16
+discriminator: {NETWORK}
+generator: {NETWORK}
+max_steps: 2
+warmup_steps: 1
+save_strategy: "no"
+per_device_train_batch_size: 8
+use_cpu: true
+disable_tqdm: true
+push_to_hub: true
+hub_model_id: me/tiny
+"""
 
+
+def pretrain(service, folder, seed):
+    """Run pretrain.py as a user does who wants its results on the Hub; returns the ended process and output_dir."""
+    words = "la knabo vidas belan hundon kaj ĉevalon sur ŝia ĝardeno".split()
+    lines = [" ".join(random.Random(number).choices(words, k=8)) for number in range(200)]
+    (folder / "corpus.txt").write_text("\n".join(lines))
+    output_dir = folder / f"run-{seed}"
+    places = f"output_dir: {output_dir}\ncorpus_files: [{folder}/corpus.txt]\ndata_cache_dir: {folder}/data\n"
+    (folder / "pretrain.yaml").write_text(places + PRETRAIN)
+    recipe = ROOT / "recipes" / "pretrain.py"
+    return service.run(sys.executable, recipe, "--config", folder / "pretrain.yaml", "--seed", seed), output_dir
+
+
+@pytest.mark.slow
+def test_the_loop_through_the_recipes(service, tmp_path):
+    """Pretrain, push, load, fine-tune from the Hub, push, tag; then a second revision whose push failed at first."""
+    done, first = pretrain(service, tmp_path, seed=1)
+    assert done.returncode == 0, done.stderr
+    texts = [done.stdout, done.stderr]
+    assert {name for _, name in service.hub.repositories} == {"me/tiny-discriminator", "me/tiny-generator"}
+    assert all(repository.private for repository in service.hub.repositories.values())
+    recipe = yaml.safe_load((first / "recipe.yaml").read_text())
+    assert (recipe["push_to_hub"], recipe["hub_model_id"]) == (True, "me/tiny")
+    for token in (None, OTHER_TOKEN):
+        refused = service.python(LOAD, "me/tiny-discriminator", "main", expect(first), token=token)
+        assert refused.returncode != 0 and "me/tiny-discriminator" in refused.stderr
+    again = ["--folder", first / "discriminator", "--repo_id", "me/tiny-discriminator", "--tag", "v1"]
+    assert "pushed and verified: http" in service.check(sys.executable, PUSH, *again)
+
+    # A tagger, from the Hub to the Hub
     (tmp_path / "tagged.txt").write_text(TAGGED)
     tagger = tmp_path / "tagger"
     flags = f"--train_file {tmp_path}/tagged.txt --test_file {tmp_path}/tagged.txt --output_dir {tagger} --max_steps 2"
-    recipe = ROOT / "recipes" / "finetune_token_classification.py"
-    service.check(sys.executable, recipe, "--model_name_or_path", "me/eo-discriminator", *flags.split(), "--use_cpu")
-    service.check(sys.executable, PUSH, "--folder", tagger, "--repo_id", "me/eo-tagger")
-    tags = json.loads(service.check(sys.executable, "-c", TAG, "me/eo-tagger").splitlines()[-1])
+    flags += " --use_cpu --model_name_or_path me/tiny-discriminator --push_to_hub --hub_model_id me/tagger"
+    texts.append(service.check(sys.executable, ROOT / "recipes" / "finetune_token_classification.py", *flags.split()))
+    tags = json.loads(service.check(sys.executable, "-c", TAG, "me/tagger").splitlines()[-1])
     assert tags and set(tags) <= {"DET", "NOUN", "VERB", "PRON"}
+    assert service.hub.repositories["models", "me/tagger"].private
+    assert "base_model: me/tiny-discriminator" in (tagger / "README.md").read_text()
+
+    # The Hub is down when the second run ends: its results are on disk, and the commands of the message push them
+    service.hub.stop()
+    done, second = pretrain(service, tmp_path, seed=2)
+    service.hub.start()
+    assert done.returncode == 3, done.stderr
+    texts += [done.stdout, done.stderr]
+    for name in ("metrics.json", "curves.png", "discriminator/README.md", "generator/model.safetensors"):
+        assert (second / name).is_file(), name
+    commands = re.findall(r"^  python (recipes/push.py .*)$", done.stderr, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        service.check(sys.executable, *shlex.split(command))
+    for revision, run in (("main", second), ("v1", first)):
+        service.check(sys.executable, "-c", LOAD, "me/tiny-discriminator", revision, expect(run))
+
+    assert files_that_hold(TOKEN, tmp_path) == []
+    assert not any(TOKEN in text for text in texts)
     assert not any("training_args" in request["path"] for request in service.hub.requests)
 
 
@@ -230,7 +294,7 @@ def test_the_same_folder_loads_in_transformers_4_57(tmp_path):
     (site / "torch_of_the_other.pth").write_text(str(Path(torch.__file__).parent.parent))
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     done = subprocess.run(
-        [python, "-c", OLD_LOAD + LOAD, folder, "main", tmp_path / "run" / "expected.json"],
+        [python, "-c", OLD_LOAD + LOAD, folder, "main", expect(tmp_path / "run")],
         env={**kept, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
