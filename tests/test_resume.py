@@ -90,9 +90,9 @@ def check_resume(make_trainer, tiny_model):
 # 32 rows of batch 8 make an epoch of 4 steps: 1 is the first, 3 inside, 4 the border, 5 behind it.
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(("accumulation", "rows"), [(1, 32), (4, 128)])
-def test_from_any_step_the_rest_is_the_same(check_resume, workers, accumulation, rows):
-    settings = {"dataloader_num_workers": workers, "gradient_accumulation_steps": accumulation, "train_rows": rows}
+@pytest.mark.parametrize(("accumulation", "number"), [(1, 32), (4, 128)])
+def test_from_any_step_the_rest_is_the_same(check_resume, workers, accumulation, number):
+    settings = {"dataloader_num_workers": workers, "gradient_accumulation_steps": accumulation, "train_rows": number}
     check_resume((1, 3, 4, 5), **settings)
 
 

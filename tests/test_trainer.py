@@ -135,8 +135,6 @@ def test_two_processes_train_and_evaluate_as_one_does(tmp_path):
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         command = [
             *torchrun,
-            "--master_port",
-            "0",
             str(script),
             str(result),
             str(tmp_path / "run"),
