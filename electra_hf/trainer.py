@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from electra_hf.checkpoints import check_same_run, clear_way, is_sealed, rotate, save_facts, seal
+from electra_hf.checkpoints import check_same_run, clear_way, find_last_checkpoint, is_sealed, rotate, save_facts, seal
 from electra_hf.metrics import PretrainingMetrics, diagnose
 from electra_hf.packing import collate_rows
 from electra_hf.stopping import EvaluationStopped
@@ -89,6 +89,8 @@ class ElectraTrainer(Trainer):
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """As the Trainer's, but a run that has reached its last step is loaded and not trained a step further."""
+        if resume_from_checkpoint is True:  # the Trainer's way to say: the newest
+            resume_from_checkpoint = find_last_checkpoint(self.args.output_dir)
         self._resumed_from = resume_from_checkpoint
         if resume_from_checkpoint:
             check_same_run(resume_from_checkpoint, self._facts())

@@ -14,8 +14,9 @@ PAGES = [ROOT / "README.md", ROOT / "recipes" / "README.md"]
 
 
 def blocks(page, language=""):
-    text = page.read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    """The code blocks of a page in one language; commands stand in blocks without one."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return [code for name, code in found if name == language]
 
 
 def test_every_recipe_and_recipe_file_in_a_command_is_there():

@@ -9,6 +9,7 @@ from conftest import LENGTH, VOCAB_SIZE, by_row, packed
 from electra_hf import ElectraForPretraining, ElectraPretrainingConfig, ElectraTrainer
 from electra_hf.arguments import PretrainingArguments
 from electra_hf.corruption import select_positions
+from electra_hf.trainer import _OwnRandomStream
 
 
 def main(result, output_dir, batch_size):
@@ -41,7 +42,7 @@ def main(result, output_dir, batch_size):
     with patch("electra_hf.corruption.torch.rand", by_row):
         trainer.train()
         evaluation = trainer.evaluate()
-    trainer.callback_handler.on_train_begin(arguments, trainer.state, trainer.control)
+    _OwnRandomStream().on_train_begin(arguments, trainer.state, trainer.control)
     positions, _ = select_positions(data[:4], data[:4] != 0, [0, 2, 3, 4], 0.15)
     draws = trainer.accelerator.gather(positions[None])
     if trainer.is_world_process_zero():
