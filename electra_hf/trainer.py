@@ -94,6 +94,11 @@ class ElectraTrainer(Trainer):
         self._resumed_from = resume_from_checkpoint
         if resume_from_checkpoint:
             check_same_run(resume_from_checkpoint, self._facts())
+        if self.is_world_process_zero():
+            step = int(Path(resume_from_checkpoint).name.rpartition("-")[2]) if resume_from_checkpoint else 0
+            clear_way(self.args.output_dir, step)
+        self.accelerator.wait_for_everyone()
+        if resume_from_checkpoint:
             *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
             state = TrainerState.load_from_json(Path(resume_from_checkpoint) / "trainer_state.json")
             if state.global_step >= max_steps:
@@ -101,10 +106,6 @@ class ElectraTrainer(Trainer):
                 self.state = state
                 tokens = state.global_step * self._tokens_per_step()
                 return TrainOutput(state.global_step, 0.0, {"train_tokens": tokens})
-        if self.is_world_process_zero():
-            step = int(Path(resume_from_checkpoint).name.rpartition("-")[2]) if resume_from_checkpoint else 0
-            clear_way(self.args.output_dir, step)
-        self.accelerator.wait_for_everyone()
         return super().train(resume_from_checkpoint, **kwargs)
 
     def _facts(self):
