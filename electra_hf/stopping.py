@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import time
-from functools import partial
 
 import torch
 from transformers import TrainerCallback
@@ -33,7 +32,9 @@ class CleanStop(TrainerCallback):
     """Ends training after a complete checkpoint on SIGTERM, SIGINT or after `max_train_hours`; no evaluation follows.
 
     The signal of one process stops all of them at the same step. An evaluation is broken off. A second signal, more
-    than `SECONDS_OF_ONE_SIGNAL` after the first, ends the process at once.
+    than `SECONDS_OF_ONE_SIGNAL` after the first, ends the process at once. A SIGTERM to the whole process group also
+    kills the workers of the data loader, if there are any (`dataloader_num_workers`, 0 by default), and then the
+    checkpoint can be lost.
     """
 
     def __init__(self, max_train_hours: float | None = None):
@@ -41,10 +42,8 @@ class CleanStop(TrainerCallback):
         self.signal = 0
         self.is_stopping = False
 
-    def on_train_begin(self, args, state, control, train_dataloader, **kwargs):
+    def on_train_begin(self, args, state, control, **kwargs):
         self.start = time.monotonic()
-        # A signal to the whole group (Ctrl-C, `tini -g`) must not kill the workers before the last checkpoint.
-        train_dataloader.worker_init_fn = partial(_ignore_signals_in_worker, train_dataloader.worker_init_fn)
         for number in SIGNALS:
             signal.signal(number, self._receive)
 
@@ -95,10 +94,3 @@ class CleanStop(TrainerCallback):
         """After training: leave with 143 or 130 after a signal, with 0 after the limit; nothing may follow."""
         if self.is_stopping:
             sys.exit(128 + self.signal if self.signal else 0)
-
-
-def _ignore_signals_in_worker(worker_init_fn, worker_id):
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    if worker_init_fn:
-        worker_init_fn(worker_id)
