@@ -56,7 +56,7 @@ def _tokens_from_yaml(parser, path):
         if key not in known:
             raise InputError(f"{path}, line {line}: unknown key '{key}'{_suggestion(key, known)}.")
         try:
-            key_tokens = _as_tokens(key, value)
+            key_tokens = as_flags(key, value)
             parser.parse_known_args(key_tokens)
         except InputError as error:
             raise InputError(f"{path}, line {line}: {error}") from None
@@ -86,7 +86,8 @@ def _read_flat_yaml(path):
         yield key, values.get(key), line
 
 
-def _as_tokens(key, value):
+def as_flags(key, value) -> list[str]:
+    """A setting as it stands in a YAML file, as the flags of a command line."""
     if value is None:
         return []
     if isinstance(value, dict):
@@ -136,21 +137,36 @@ class ModelArguments:
     generator_name_or_path: str | None = field(
         default=None, metadata={"help": "The published generator that belongs to it."}
     )
-    objective: str = field(default="electra", metadata={"help": "What the encoder learns from."})
-    embedding_sharing: str = field(default="shared", metadata={"help": "Which embeddings the two networks share."})
+    objective: str = field(
+        default="electra",
+        metadata={"help": "electra, electra_15, all_tokens_mlm, replace_mlm or mlm (paper, table 5)."},
+    )
+    embedding_sharing: str = field(
+        default="shared", metadata={"help": "Embeddings of the two: shared, word, none or gradient_disentangled."}
+    )
     sinusoidal_start: bool = field(
         default=False, metadata={"help": "Start the position table as sinusoids: small models find neighbours sooner."}
     )
     mask_probability: float | None = field(
         default=None, metadata={"help": "Share of tokens the generator must guess (default: 0.15, large 0.25)."}
     )
+    whole_word_selection: bool = field(
+        default=False, metadata={"help": "Select whole words for the generator to guess, not single tokens."}
+    )
+    sampling_temperature: float = field(
+        default=1.0, metadata={"help": "Of the generator's samples: above 1 they are wrong more often."}
+    )
     generator_weight: float = field(default=1.0, metadata={"help": "Weight of the generator's loss."})
-    discriminator_weight: float = field(default=50.0, metadata={"help": "Weight of the discriminator's loss."})
+    discriminator_weight: float | None = field(
+        default=None,
+        metadata={"help": "Weight of the discriminator's loss (default: 50, or 1 where it predicts tokens)."},
+    )
 
     def __post_init__(self):
         self.generator = as_dict("generator", self.generator)
         self.discriminator = as_dict("discriminator", self.discriminator)
-        if (self.discriminator_name_or_path is None) != (self.generator_name_or_path is None):
+        given = [self.discriminator_name_or_path is not None, self.generator_name_or_path is not None]
+        if self.objective != "mlm" and len(set(given)) > 1:
             raise InputError(
                 "discriminator_name_or_path and generator_name_or_path go together: a discriminator learns nothing "
                 "without the generator that fills its input."
@@ -165,6 +181,8 @@ class ModelArguments:
         settings = {
             "objective": self.objective,
             "embedding_sharing": self.embedding_sharing,
+            "whole_word_selection": self.whole_word_selection,
+            "sampling_temperature": self.sampling_temperature,
             "generator_weight": self.generator_weight,
             "discriminator_weight": self.discriminator_weight,
         }

@@ -33,6 +33,7 @@ PIPELINES = {
 RESULTS = {
     "eval_rtd_auc": ("roc_auc", "AUC of replaced-token detection"),
     "eval_rtd_accuracy": ("accuracy", "Accuracy of replaced-token detection"),
+    "eval_token_accuracy": ("accuracy", "Accuracy of token prediction"),
     "eval_accuracy": ("accuracy", "Accuracy"),
     "eval_macro_f1": ("f1", "Macro-F1"),
     "eval_f1": ("f1", "F1"),
@@ -71,7 +72,9 @@ class _Missing(jinja2.ChainableUndefined):
 def fill_discriminator_card(output_dir, repo_id=None, generator_repo_id=None, **facts):
     """Write the card of `output_dir/discriminator` after pretraining. Returns its path, as `write_card` does."""
     folder = _gather_run_files(Path(output_dir), "discriminator")
-    return write_card(folder, "discriminator", repo_id, partner=generator_repo_id, **facts)
+    # With an objective that predicts tokens the folder holds a masked language model.
+    template = "encoder" if read_facts(folder)["pipeline"] == "fill-mask" else "discriminator"
+    return write_card(folder, template, repo_id, partner=generator_repo_id, **facts)
 
 
 def fill_generator_card(output_dir, repo_id=None, discriminator_repo_id=None, **facts):

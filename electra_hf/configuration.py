@@ -5,6 +5,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, ElectraConfig, PreTrainedConfig
 
 from electra_hf.errors import InputError
+from electra_hf.objectives import OBJECTIVES
+from electra_hf.sharing import COMMON_FIELDS, EMBEDDING_SHARINGS
 
 # Paper, table 6 (REFERENCE section 2): discriminator, and the generator's width as a fraction of it.
 SIZES = {
@@ -13,11 +15,7 @@ SIZES = {
     "large": {"embedding_size": 1024, "hidden_size": 1024, "num_hidden_layers": 24, "generator_fraction": 4},
 }
 MASK_PROBABILITIES = {"small": 0.15, "base": 0.15, "large": 0.25}
-OBJECTIVES = ("electra",)
-EMBEDDING_SHARINGS = ("shared",)
 
-# Tables of the same shape in both networks; the generator follows the discriminator unless told otherwise.
-_EMBEDDING_FIELDS = ("vocab_size", "embedding_size", "max_position_embeddings", "type_vocab_size", "pad_token_id")
 _NOT_A_PLAIN_ELECTRA = (
     "this folder holds a generator and a discriminator: load it with electra_hf.ElectraForPretraining, "
     "or load the folder discriminator/ that recipes/export.py makes from it"
@@ -28,6 +26,10 @@ _NOT_A_PLAIN_ELECTRA = (
 class ElectraPretrainingConfig(PreTrainedConfig):
     """Generator and discriminator, the objective that trains them and the embeddings they share.
 
+    `objective` is one of `objectives.OBJECTIVES` and decides the default of `discriminator_weight` (50, or 1 where
+    the discriminator predicts tokens); `embedding_sharing` is one of `sharing.EMBEDDING_SHARINGS`. With
+    `whole_word_selection` all tokens of a word are selected together; `sampling_temperature` divides the generator's
+    logits before a sample is drawn from them.
     Special ids are those of our own tokenizers ([PAD] [UNK] [CLS] [SEP] [MASK] are 0 to 4) unless given:
     `special_token_ids` are never selected (REFERENCE rule 2), `mask_token_id` is what the generator sees instead.
     """
@@ -40,8 +42,10 @@ class ElectraPretrainingConfig(PreTrainedConfig):
     objective: str = "electra"
     embedding_sharing: str = "shared"
     mask_probability: float = 0.15
+    whole_word_selection: bool = False
+    sampling_temperature: float = 1.0
     generator_weight: float = 1.0
-    discriminator_weight: float = 50.0
+    discriminator_weight: float | None = None
     pad_token_id: int = 0
     mask_token_id: int = 4
     special_token_ids: list[int] | None = None
@@ -53,23 +57,29 @@ class ElectraPretrainingConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         _check_choice("objective", self.objective, OBJECTIVES)
         _check_choice("embedding_sharing", self.embedding_sharing, EMBEDDING_SHARINGS)
+        if self.discriminator_weight is None:
+            self.discriminator_weight = OBJECTIVES[self.objective].discriminator_weight
         if not 0 < self.mask_probability < 1:
             raise InputError(f"mask_probability: expected a share between 0 and 1, got {self.mask_probability}.")
+        if self.sampling_temperature <= 0:
+            raise InputError(f"sampling_temperature: expected a number above 0, got {self.sampling_temperature}.")
         for name, config in (("generator", self.generator_config), ("discriminator", self.discriminator_config)):
             if config.hidden_size % config.num_attention_heads:
                 raise InputError(
                     f"{name}: hidden_size {config.hidden_size} is not a multiple of its "
                     f"{config.num_attention_heads} attention heads; change one of the two."
                 )
-        self._check_shared_tables()
+        if OBJECTIVES[self.objective].has_generator:
+            self._check_common_fields()
 
-    def _check_shared_tables(self):
-        for field in _EMBEDDING_FIELDS:
+    def _check_common_fields(self):
+        for field in COMMON_FIELDS[self.embedding_sharing]:
             ours, theirs = getattr(self.generator_config, field), getattr(self.discriminator_config, field)
             if ours != theirs:
                 raise InputError(
-                    f"{field}: the generator has {ours} and the discriminator {theirs}, but they share their "
-                    f"embeddings (embedding_sharing: {self.embedding_sharing}); give both the same."
+                    f"{field}: the generator has {ours} and the discriminator {theirs}, but with embedding_sharing: "
+                    f"{self.embedding_sharing} both need the same. Give both the same, or choose another of "
+                    f"{', '.join(EMBEDDING_SHARINGS)}."
                 )
 
     @classmethod
@@ -82,7 +92,8 @@ class ElectraPretrainingConfig(PreTrainedConfig):
         discriminator_config = _resolve({**fields, "vocab_size": vocab_size}, discriminator, "discriminator")
         # Rule 13: a quarter (base: a third) of the width, as many layers.
         narrow = {**fields, "hidden_size": fields["hidden_size"] // fraction}
-        shared = {name: getattr(discriminator_config, name) for name in _EMBEDDING_FIELDS}
+        # The generator's tables follow the discriminator's unless told otherwise.
+        shared = {name: getattr(discriminator_config, name) for name in COMMON_FIELDS["shared"]}
         generator_config = _resolve({**narrow, **shared}, generator, "generator")
         kwargs.setdefault("mask_probability", MASK_PROBABILITIES[size])
         return cls(generator_config=generator_config, discriminator_config=discriminator_config, **kwargs)

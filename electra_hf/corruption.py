@@ -13,7 +13,11 @@ KEEP_PROBABILITY = 0.15  # share of the selected tokens that the generator sees 
 
 @torch.no_grad()
 def select_positions(
-    input_ids: Tensor, is_real: Tensor, special_token_ids: list[int], mask_probability: float
+    input_ids: Tensor,
+    is_real: Tensor,
+    special_token_ids: list[int],
+    mask_probability: float,
+    continues_word: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw the positions that the generator must guess: distinct, never special, never padding.
 
@@ -21,13 +25,18 @@ def select_positions(
     `is_selected` (B, K) bool with K = max(1, round(mask_probability * L)). A row with n < L real tokens has only
     round(mask_probability * n) selected positions (rule 16); its spare slots repeat the first one and are False.
     The authors draw with replacement, about 17.7 distinct of 19; we draw without (rule 3).
+    With `continues_word` (V,) bool, True for vocabulary entries that go on with a word, whole words are drawn, the
+    last one only as far as the number of positions allows.
     """
     is_candidate = is_real
     for token_id in special_token_ids:
         is_candidate = is_candidate & (input_ids != token_id)
     num_slots = max(1, round(mask_probability * input_ids.shape[1]))
-    scores = torch.rand(input_ids.shape, device=input_ids.device).masked_fill(~is_candidate, -1.0)
-    positions = scores.topk(num_slots, dim=1).indices
+    scores = torch.rand(input_ids.shape, device=input_ids.device)
+    if continues_word is not None:  # all tokens of a word score what one of them drew
+        word_of_token = (~continues_word[input_ids]).cumsum(1).clamp(max=input_ids.shape[1] - 1)
+        scores = scores.gather(1, word_of_token)
+    positions = scores.masked_fill(~is_candidate, -1.0).topk(num_slots, dim=1).indices
 
     budget = (is_real.sum(1, keepdim=True) * mask_probability).round().clamp(min=1)
     budget = torch.minimum(budget, is_candidate.sum(1, keepdim=True))
@@ -43,13 +52,14 @@ def mask_tokens(input_ids: Tensor, positions: Tensor, is_selected: Tensor, mask_
 
 
 @torch.no_grad()
-def sample_tokens(logits: Tensor) -> Tensor:
-    """Draw one token per position from softmax(logits), (B, K, V) -> (B, K) int64 (rule 5).
+def sample_tokens(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Draw one token per position from softmax(logits / temperature), (B, K, V) -> (B, K) int64 (rule 5).
 
     One uniform number is looked up in the cumulative distribution, in fp32: the same law as the authors' Gumbel
     noise, which draws V numbers per position.
     """
-    cumulative = logits.float().softmax(-1).cumsum(-1)
+    logits = logits.float() if temperature == 1 else logits.float() / temperature
+    cumulative = logits.softmax(-1).cumsum(-1)
     # The last entry is 1 up to rounding; scaling by it keeps the threshold inside the table.
     threshold = torch.rand(logits.shape[:-1] + (1,), device=logits.device) * cumulative[..., -1:]
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
@@ -64,6 +74,13 @@ def corrupt(input_ids: Tensor, positions: Tensor, is_selected: Tensor, samples: 
     """
     corrupted_ids = _write(input_ids, positions, is_selected, samples)
     return corrupted_ids, corrupted_ids != input_ids
+
+
+@torch.no_grad()
+def mark_positions(positions: Tensor, where: Tensor, length: int) -> Tensor:
+    """True at the `positions` (B, K) of a row for which `where` (B, K) holds: (B, length) bool."""
+    nowhere = torch.zeros(positions.shape[0], length, dtype=torch.bool, device=positions.device)
+    return _write(nowhere, positions, where, torch.ones_like(where))
 
 
 def _write(input_ids, positions, where, values):

@@ -13,7 +13,11 @@ def draw_curves(log_history: list[dict], path):
     figure, axes = plt.subplots(2, 2, figsize=(11, 7), constrained_layout=True)
     panels = [
         ("Losses", ("generator_loss", "discriminator_loss"), None),
-        ("Replaced-token detection", ("rtd_auc", "rtd_accuracy", "rtd_majority_baseline"), None),
+        (
+            "Detection, or prediction of tokens",
+            ("rtd_auc", "rtd_accuracy", "rtd_majority_baseline", "token_accuracy"),
+            None,
+        ),
         ("Generator accuracy and share replaced", ("generator_accuracy", "replaced_share"), None),
         ("Speed", ("tokens_per_second",), "tokens per second"),
     ]
@@ -28,6 +32,27 @@ def draw_curves(log_history: list[dict], path):
     figure.suptitle("Lines: training text. Dots: held-out text.", fontsize=10)
     axes[0, 0].set_yscale("log")
     axes[1, 1].set_ylim(bottom=0)
+    figure.savefig(Path(path), dpi=110)
+    plt.close(figure)
+
+
+def draw_comparison(results: list[dict], score: str, path):
+    """Draw a score against training operations, a line per variant, and a band from its lowest to its highest seed.
+
+    `results`: each with `objective`, `embedding_sharing` and `points`; each point with `flops` and a list of scores.
+    """
+    figure, axis = plt.subplots(figsize=(9, 6), constrained_layout=True)
+    for result in results:
+        flops = [point["flops"] for point in result["points"]]
+        values = [point[score] for point in result["points"]]
+        name = result["objective"] + (
+            "" if result["embedding_sharing"] == "shared" else f", {result['embedding_sharing']}"
+        )
+        (line,) = axis.plot(flops, [sum(seeds) / len(seeds) for seeds in values], marker="o", label=name)
+        axis.fill_between(flops, list(map(min, values)), list(map(max, values)), color=line.get_color(), alpha=0.12)
+    axis.set(xlabel="operations of pretraining", ylabel=score.removeprefix("eval_"))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
     figure.savefig(Path(path), dpi=110)
     plt.close(figure)
 

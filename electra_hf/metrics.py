@@ -7,16 +7,11 @@ from torch import Tensor
 # of several processes simply add up. 2**14 bins of 0.002 put its error below 1e-4 (tests compare with scikit-learn).
 _BINS, _LARGEST_LOGIT = 2**14, 16.0
 _SUMS = (
-    "batches",
-    "selected",
-    "generator_loss",
-    "generator_correct",
-    "tokens",
-    "discriminator_loss",
-    "correct",
-    "replaced",
-    "predicted_replaced",
-    "correctly_replaced",
+    *("batches", "tokens"),
+    *("selected", "generator_loss", "generator_correct", "replaced"),  # with a generator
+    *("scored", "discriminator_loss"),
+    *("tokens_correct",),  # where the discriminator predicts tokens
+    *("detected", "correct", "truly_replaced", "predicted_replaced", "correctly_replaced"),  # where it detects
 )
 
 
@@ -28,29 +23,41 @@ class PretrainingMetrics:
         self.histograms = torch.zeros(2 * _BINS, dtype=torch.float64, device=device)  # original, replaced
 
     @torch.no_grad()
-    def update(self, output, input_ids: Tensor, is_real: Tensor):
-        """Add one batch: `output` of the pair, `input_ids` (B, L), `is_real` (B, L) False on padding (rule 17)."""
-        is_selected, is_replaced = output.is_selected, output.is_replaced & is_real
-        predicted = (output.discriminator_logits > 0) & is_real
-        guessed = output.generator_predictions == input_ids.gather(1, output.selected_positions)
-        selected, tokens = is_selected.sum(), is_real.sum()
-        self.sums += torch.stack(
-            [
-                torch.ones_like(selected),
-                selected,
-                output.generator_loss.detach().double() * selected,
-                (guessed & is_selected).sum(),
-                tokens,
-                output.discriminator_loss.detach().double() * tokens,
-                ((predicted == is_replaced) & is_real).sum(),
-                is_replaced.sum(),
-                predicted.sum(),
-                (predicted & is_replaced).sum(),
-            ]
-        )
+    def update(self, output, is_real: Tensor):
+        """Add one batch: `output` of the pair, and `is_real` (B, L), False on padding (rule 17)."""
+        scored = output.is_scored.sum()
+        counts = {
+            "batches": torch.ones_like(scored),
+            "tokens": is_real.sum(),
+            "scored": scored,
+            "discriminator_loss": output.discriminator_loss.detach().double() * scored,
+        }
+        if output.generator_loss is not None:
+            selected = output.is_selected.sum()
+            counts["selected"] = selected
+            counts["generator_loss"] = output.generator_loss.detach().double() * selected
+            counts["generator_correct"] = (output.generator_is_right & output.is_selected).sum()
+            counts["replaced"] = (output.is_replaced & is_real).sum()
+        if output.is_right is not None:
+            counts["tokens_correct"] = (output.is_right & output.is_scored).sum()
+        if output.discriminator_logits is not None:
+            counts |= self._count_detected(output)
+        nothing = torch.zeros_like(scored)
+        self.sums += torch.stack([counts.get(name, nothing).double() for name in _SUMS])
+
+    def _count_detected(self, output):
+        is_replaced = output.is_replaced & output.is_scored
+        predicted = (output.discriminator_logits > 0) & output.is_scored
         scaled = (output.discriminator_logits.float() / _LARGEST_LOGIT + 1) * (_BINS / 2)
         bins = scaled.nan_to_num(0.0).clamp(0, _BINS - 1).long() + _BINS * is_replaced
-        self.histograms.index_add_(0, bins.flatten(), is_real.flatten().double())
+        self.histograms.index_add_(0, bins.flatten(), output.is_scored.flatten().double())
+        return {
+            "detected": output.is_scored.sum(),
+            "correct": ((predicted == is_replaced) & output.is_scored).sum(),
+            "truly_replaced": is_replaced.sum(),
+            "predicted_replaced": predicted.sum(),
+            "correctly_replaced": (predicted & is_replaced).sum(),
+        }
 
     def reduce(self, accelerator):
         """Add up the sums of all processes."""
@@ -62,22 +69,30 @@ class PretrainingMetrics:
         self.histograms.zero_()
 
     def compute(self) -> dict[str, float]:
-        """The metrics by name; the only place that waits for the device. Empty when nothing was counted."""
+        """The metrics by name; the only place that waits for the device. What was not counted gives no number.
+
+        Detection metrics are over the tokens that the loss counts: all, or the selected ones (`electra_15`).
+        """
         count = dict(zip(_SUMS, self.sums.tolist(), strict=True))
-        if not count["tokens"]:
-            return {}
-        replaced_share = count["replaced"] / count["tokens"]
-        return {
-            "generator_loss": _divide(count["generator_loss"], count["selected"]),
-            "discriminator_loss": count["discriminator_loss"] / count["tokens"],
-            "generator_accuracy": _divide(count["generator_correct"], count["selected"]),
-            "rtd_accuracy": count["correct"] / count["tokens"],
-            "rtd_majority_baseline": max(replaced_share, 1 - replaced_share),
-            "rtd_auc": _area_under_curve(*self.histograms.view(2, _BINS)),
-            "rtd_precision": _divide(count["correctly_replaced"], count["predicted_replaced"]),
-            "rtd_recall": _divide(count["correctly_replaced"], count["replaced"]),
-            "replaced_share": replaced_share,
-        }
+        metrics = {}
+        if count["selected"]:
+            metrics["generator_loss"] = count["generator_loss"] / count["selected"]
+            metrics["generator_accuracy"] = count["generator_correct"] / count["selected"]
+            metrics["replaced_share"] = count["replaced"] / count["tokens"]
+        if count["scored"]:
+            metrics["discriminator_loss"] = count["discriminator_loss"] / count["scored"]
+        if count["detected"]:
+            replaced_share = count["truly_replaced"] / count["detected"]
+            metrics |= {
+                "rtd_accuracy": count["correct"] / count["detected"],
+                "rtd_majority_baseline": max(replaced_share, 1 - replaced_share),
+                "rtd_auc": _area_under_curve(*self.histograms.view(2, _BINS)),
+                "rtd_precision": _divide(count["correctly_replaced"], count["predicted_replaced"]),
+                "rtd_recall": _divide(count["correctly_replaced"], count["truly_replaced"]),
+            }
+        elif count["scored"]:
+            metrics["token_accuracy"] = count["tokens_correct"] / count["scored"]
+        return metrics
 
 
 def _divide(part, whole):
@@ -95,14 +110,16 @@ def _area_under_curve(original: Tensor, replaced: Tensor) -> float:
 def diagnose(metrics: dict[str, float]) -> list[str]:
     """What the numbers say in plain words when the pair does not learn (REFERENCE section 1, the usual failures)."""
     findings = []
-    accuracy, baseline, auc = metrics["rtd_accuracy"], metrics["rtd_majority_baseline"], metrics["rtd_auc"]
-    if accuracy <= baseline and auc < 0.6:
+    auc = metrics.get("rtd_auc", 1.0)
+    if auc < 0.6 and metrics["rtd_accuracy"] <= metrics["rtd_majority_baseline"]:
+        accuracy, baseline = metrics["rtd_accuracy"], metrics["rtd_majority_baseline"]
         findings.append(
-            f"The discriminator is no better than always answering 'original' (accuracy {accuracy:.3f}, majority "
-            f"{baseline:.3f}; AUC {auc:.2f}, chance 0.50): it would teach a tagger little. Train longer, or look at "
-            "the learning rate, the vocabulary and `initializer_range` (recipes/README.md has a table of what helped)."
+            f"The discriminator is no better than always giving the more frequent answer (accuracy {accuracy:.3f}, "
+            f"majority {baseline:.3f}; AUC {auc:.2f}, chance 0.50): it would teach a tagger little. Train longer, or "
+            "look at the learning rate, the vocabulary and `initializer_range` (recipes/README.md has a table of what "
+            "helped)."
         )
-    if metrics["generator_accuracy"] > 0.8 or metrics["replaced_share"] < 0.02:
+    if metrics.get("generator_accuracy", 0.0) > 0.8 or metrics.get("replaced_share", 1.0) < 0.02:
         findings.append(
             f"The generator has become too good: it guesses {metrics['generator_accuracy']:.0%} of the tokens, so "
             f"only {metrics['replaced_share']:.1%} of the row are replaced and little is left to detect. Make the "

@@ -4,30 +4,38 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModel,
     AutoModelForPreTraining,
     ElectraForMaskedLM,
     ElectraForPreTraining,
     PreTrainedModel,
+    initialization,
 )
 from transformers.utils import ModelOutput
 
 from electra_hf.configuration import ElectraPretrainingConfig
-from electra_hf.corruption import corrupt, mask_tokens, sample_tokens, select_positions
+from electra_hf.corruption import corrupt, mark_positions, mask_tokens, sample_tokens, select_positions
 from electra_hf.errors import InputError
-from electra_hf.tokenization import save_tokenizer
-
-# The authors share the whole embedding module, LayerNorm included (rule 11); `embeddings_project` stays separate.
-_SHARED_EMBEDDINGS = (
-    "word_embeddings.weight",
-    "position_embeddings.weight",
-    "token_type_embeddings.weight",
-    "LayerNorm.weight",
-    "LayerNorm.bias",
+from electra_hf.objectives import (
+    OBJECTIVES,
+    detection_losses,
+    in_chunks,
+    mean_where,
+    token_losses,
+    token_or_copy_losses,
 )
+from electra_hf.sharing import (
+    EMBEDDING_SHARINGS,
+    TABLES,
+    ResidualEmbedding,
+    ResidualLinear,
+    add_residuals,
+    disentangle,
+    load_as_residuals,
+)
+from electra_hf.tokenization import find_continuations, save_tokenizer
 
 
 @dataclass
@@ -36,9 +44,12 @@ class ElectraForPretrainingOutput(ModelOutput):
 
     loss, generator_loss, discriminator_loss: scalars, the latter two unweighted means.
     selected_positions (B, K) int64 and is_selected (B, K) bool: what the generator had to guess (see
-    `corruption.select_positions`). generator_predictions (B, K) int64: its most probable tokens there.
-    corrupted_ids (B, L) int64, is_replaced (B, L) bool: what the discriminator saw, and its labels.
-    discriminator_logits (B, L): > 0 means "replaced".
+    `corruption.select_positions`); generator_is_right (B, K) bool: where its most probable token is the original.
+    corrupted_ids (B, L) int64: what the discriminator saw; is_replaced (B, L) bool: which of them differ.
+    discriminator_logits (B, L): > 0 means "replaced"; None where the objective predicts tokens.
+    is_scored, bool: where the discriminator's loss counts; is_right, bool of the same shape, (B, K) or (B, L): where
+    its most probable token is the original; None where the objective is detection.
+    Without a generator (objective `mlm`) its fields and is_replaced are None, and corrupted_ids hold `[MASK]`s.
     """
 
     loss: Tensor | None = None
@@ -46,14 +57,20 @@ class ElectraForPretrainingOutput(ModelOutput):
     discriminator_loss: Tensor | None = None
     selected_positions: Tensor | None = None
     is_selected: Tensor | None = None
-    generator_predictions: Tensor | None = None
+    generator_is_right: Tensor | None = None
     corrupted_ids: Tensor | None = None
     is_replaced: Tensor | None = None
     discriminator_logits: Tensor | None = None
+    is_scored: Tensor | None = None
+    is_right: Tensor | None = None
 
 
 class ElectraForPretraining(PreTrainedModel):
-    """The pair, generator and discriminator. (Theirs, `ElectraForPreTraining`, is `.discriminator` alone.)"""
+    """The pair, generator and discriminator. (Theirs, `ElectraForPreTraining`, is `.discriminator` alone.)
+
+    What the discriminator learns is `config.objective`; where it predicts tokens it is an `ElectraForMaskedLM`, and
+    `mlm` has no generator.
+    """
 
     config: ElectraPretrainingConfig
     base_model_prefix = "discriminator"
@@ -62,17 +79,32 @@ class ElectraForPretraining(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     _no_split_modules = ["ElectraLayer"]
-    _tied_weights_keys = {
-        f"generator.electra.embeddings.{name}": f"discriminator.electra.embeddings.{name}"
-        for name in _SHARED_EMBEDDINGS
-    }
 
     def __init__(self, config: ElectraPretrainingConfig):
         super().__init__(config)
-        self.generator = ElectraForMaskedLM(config.generator_config)
-        self.discriminator = ElectraForPreTraining(config.discriminator_config)
+        self.objective = objective = OBJECTIVES[config.objective]
+        self.generator = ElectraForMaskedLM(config.generator_config) if objective.has_generator else None
+        discriminator_class = ElectraForMaskedLM if objective.predicts_tokens else ElectraForPreTraining
+        self.discriminator = discriminator_class(config.discriminator_config)
+        if objective.head == "tokens_or_copy":
+            self.copy_gate = nn.Linear(config.discriminator_config.hidden_size, 1)
+        if config.whole_word_selection:
+            self.register_buffer("continues_word", torch.zeros(config.discriminator_config.vocab_size, dtype=bool))
+        if objective.has_generator:
+            self._tied_weights_keys = {
+                f"generator.electra.embeddings.{name}": f"discriminator.electra.embeddings.{name}"
+                for name in EMBEDDING_SHARINGS[config.embedding_sharing]
+            }
+            if self._has_residuals:
+                disentangle(self.discriminator, self.generator)
         self.generator_only = False  # the first of two stages: the discriminator neither runs nor learns
         self.post_init()
+
+    def _init_weights(self, module):
+        if isinstance(module, (ResidualEmbedding, ResidualLinear)):
+            initialization.zeros_(module.weight)
+        else:
+            super()._init_weights(module)
 
     @classmethod
     def from_published(cls, discriminator, generator, **settings):
@@ -80,17 +112,20 @@ class ElectraForPretraining(PreTrainedModel):
 
         `settings` are those of `ElectraPretrainingConfig`. The embeddings the two share are the discriminator's.
         """
+        objective = OBJECTIVES[settings.get("objective", "electra")]
+        discriminator_class = ElectraForMaskedLM if objective.predicts_tokens else ElectraForPreTraining
+        parts = {}
         try:
-            discriminator = ElectraForPreTraining.from_pretrained(discriminator, dtype="float32")
-            generator = ElectraForMaskedLM.from_pretrained(generator, dtype="float32")
+            parts["discriminator"] = discriminator_class.from_pretrained(discriminator, dtype="float32")
+            if objective.has_generator:
+                parts["generator"] = ElectraForMaskedLM.from_pretrained(generator, dtype="float32")
         except (OSError, ValueError) as error:  # the library's message names the folder or the Hub's answer
             raise InputError(str(error)) from error
-        config = ElectraPretrainingConfig(
-            generator_config=generator.config, discriminator_config=discriminator.config, **settings
-        )
-        pair = cls(config)
-        pair.generator.load_state_dict(generator.state_dict())
-        pair.discriminator.load_state_dict(discriminator.state_dict())
+        configs = {f"{name}_config": part.config for name, part in parts.items()}
+        pair = cls(ElectraPretrainingConfig(**configs, **settings))
+        if objective.has_generator:
+            pair.generator.load_state_dict(parts["generator"].state_dict())
+        load_as_residuals(pair.discriminator, parts["discriminator"].state_dict())
         return pair
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> ElectraForPretrainingOutput:
@@ -101,44 +136,87 @@ class ElectraForPretraining(PreTrainedModel):
             is_real = is_real & attention_mask.bool()
 
         positions, is_selected = select_positions(
-            input_ids, is_real, config.special_token_ids, config.mask_probability
+            input_ids,
+            is_real,
+            config.special_token_ids,
+            config.mask_probability,
+            self.continues_word if config.whole_word_selection else None,
         )
         masked_ids = mask_tokens(input_ids, positions, is_selected, config.mask_token_id)
-        generator_logits = self.generator_logits(masked_ids, positions, attention_mask)
+        output = ElectraForPretrainingOutput(selected_positions=positions, is_selected=is_selected)
+        output.corrupted_ids = masked_ids
+        if self.objective.has_generator:
+            self._generate(output, input_ids, masked_ids, attention_mask)
+        if self.generator_only:
+            self._rest(output)
+        elif self.objective.predicts_tokens:
+            self._predict_tokens(output, input_ids, is_real, attention_mask)
+        else:
+            self._detect(output, is_real, attention_mask)
+
+        output.loss = config.discriminator_weight * output.discriminator_loss
+        if self.objective.has_generator:
+            output.loss = config.generator_weight * output.generator_loss + output.loss
+        return output
+
+    def _generate(self, output, input_ids, masked_ids, attention_mask):
+        """The generator guesses the selected tokens, and a sample of its guesses is written over the row."""
+        positions, is_selected = output.selected_positions, output.is_selected
+        logits = self._token_logits(self.generator, masked_ids, positions, attention_mask)
         targets = input_ids.gather(1, positions)
-        generator_loss = _mean(_token_cross_entropy(generator_logits, targets), is_selected)
+        losses, is_right = token_losses(logits.flatten(0, 1), targets.flatten())
+        output.generator_loss = mean_where(losses.view_as(targets), is_selected)
+        output.generator_is_right = is_right.view_as(targets)
 
-        samples = sample_tokens(generator_logits.detach())  # no gradient through the sample (rule 5)
-        corrupted_ids, is_replaced = corrupt(input_ids, positions, is_selected, samples)
-        discriminator_logits = self.discriminator_logits(corrupted_ids, attention_mask)
-        discriminator_loss = _mean(
-            F.binary_cross_entropy_with_logits(discriminator_logits, is_replaced.float(), reduction="none"), is_real
-        )
-        return ElectraForPretrainingOutput(
-            loss=config.generator_weight * generator_loss + config.discriminator_weight * discriminator_loss,
-            generator_loss=generator_loss,
-            discriminator_loss=discriminator_loss,
-            selected_positions=positions,
-            is_selected=is_selected,
-            generator_predictions=generator_logits.detach().argmax(-1),
-            corrupted_ids=corrupted_ids,
-            is_replaced=is_replaced,
-            discriminator_logits=discriminator_logits,
-        )
+        # No gradient flows back through the sample (rule 5).
+        samples = sample_tokens(logits.detach(), self.config.sampling_temperature)
+        output.corrupted_ids, output.is_replaced = corrupt(input_ids, positions, is_selected, samples)
 
-    def generator_logits(self, masked_ids: Tensor, positions: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def _detect(self, output, is_real, attention_mask):
+        """The discriminator says of every token whether it was replaced."""
+        logits = self.discriminator(output.corrupted_ids, attention_mask=attention_mask).logits.float()
+        output.discriminator_logits = logits
+        output.is_scored = is_real
+        if self.objective.positions == "selected":
+            output.is_scored = mark_positions(output.selected_positions, output.is_selected, is_real.shape[1])
+        output.discriminator_loss = mean_where(detection_losses(logits, output.is_replaced), output.is_scored)
+
+    def _predict_tokens(self, output, input_ids, is_real, attention_mask):
+        """The discriminator says of every token, or of the selected ones, what it was."""
+        if self.objective.positions == "selected":
+            logits = self._token_logits(
+                self.discriminator, output.corrupted_ids, output.selected_positions, attention_mask
+            )
+            targets, output.is_scored = input_ids.gather(1, output.selected_positions), output.is_selected
+            losses, is_right = token_losses(logits.flatten(0, 1), targets.flatten())
+        else:
+            encoded = self.discriminator.electra(output.corrupted_ids, attention_mask=attention_mask)
+            targets, output.is_scored = input_ids, is_real
+            hidden = encoded.last_hidden_state.flatten(0, 1)
+            losses, is_right = in_chunks(
+                self._token_or_copy_losses, hidden, output.corrupted_ids.flatten(), targets.flatten()
+            )
+        output.discriminator_loss = mean_where(losses.view_as(targets), output.is_scored)
+        output.is_right = is_right.view_as(targets)
+
+    def _token_logits(self, network, ids, positions, attention_mask):
         """Vocabulary logits (B, K, V) at the selected positions only: 29 % fewer operations than everywhere."""
-        hidden = self.generator.electra(masked_ids, attention_mask=attention_mask).last_hidden_state
+        hidden = network.electra(ids, attention_mask=attention_mask).last_hidden_state
         hidden = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
-        return self.generator.generator_lm_head(self.generator.generator_predictions(hidden))
+        return network.generator_lm_head(network.generator_predictions(hidden))
 
-    def discriminator_logits(self, corrupted_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """(B, L), > 0 where a token looks replaced; 0 everywhere while the generator learns alone."""
-        if not self.generator_only:
-            return self.discriminator(corrupted_ids, attention_mask=attention_mask).logits.float()
+    def _token_or_copy_losses(self, hidden, inputs, targets):
+        network = self.discriminator
+        logits = network.generator_lm_head(network.generator_predictions(hidden))
+        return token_or_copy_losses(logits, self.copy_gate(hidden).squeeze(-1), inputs, targets)
+
+    def _rest(self, output):
+        """While the generator learns alone there is no discriminator, and no position where it would be scored."""
         # DistributedDataParallel waits for a gradient of every parameter: theirs is zero.
-        nothing = sum(0.0 * parameter.sum() for parameter in self.discriminator.parameters())
-        return torch.zeros_like(corrupted_ids, dtype=torch.float32) + nothing
+        resting = [self.discriminator] + ([self.copy_gate] if self.objective.head == "tokens_or_copy" else [])
+        parameters = [parameter for module in resting for parameter in module.parameters()]
+        output.discriminator_loss = sum(0.0 * parameter.sum() for parameter in parameters)
+        output.is_scored = torch.zeros_like(output.is_replaced)
 
     @torch.no_grad()
     def initialize_discriminator(self):
@@ -148,16 +226,24 @@ class ElectraForPretraining(PreTrainedModel):
         widths, a generator of 3 layers becomes the discriminator's first 3.
         """
         encoder = self.discriminator.electra.state_dict()
+        # A residual stays zero: its table is the generator's already.
+        residuals = [f"embeddings.{table}.weight" for table in TABLES] if self._has_residuals else []
         for name, tensor in self.generator.electra.state_dict().items():
-            if name in encoder and encoder[name].shape == tensor.shape:
+            if name in encoder and encoder[name].shape == tensor.shape and name not in residuals:
                 encoder[name].copy_(tensor)
 
     def save_discriminator(self, folder, tokenizer=None):
         """Write a plain Hugging Face ELECTRA (`AutoModel`, `ElectraForPreTraining`, ...) with its tokenizer."""
-        self._save_part(self.discriminator, folder, tokenizer)
+        plain = self.discriminator
+        if self._has_residuals:
+            plain = type(plain)(plain.config)
+            plain.load_state_dict(add_residuals(self.discriminator))
+        self._save_part(plain, folder, tokenizer)
 
     def save_generator(self, folder, tokenizer=None):
-        """Write the generator as a plain `ElectraForMaskedLM` with its tokenizer."""
+        """Write the generator as a plain `ElectraForMaskedLM` with its tokenizer. Raises `InputError` without one."""
+        if self.generator is None:
+            raise InputError(f"The objective {self.config.objective} has no generator that could be saved.")
         self._save_part(self.generator, folder, tokenizer)
 
     def _save_part(self, part, folder, tokenizer):
@@ -170,24 +256,22 @@ class ElectraForPretraining(PreTrainedModel):
 
     def set_input_embeddings(self, value):
         self.discriminator.set_input_embeddings(value)
-        self.generator.set_input_embeddings(value)
+        if self.generator is not None:
+            self.generator.set_input_embeddings(value)
 
     def get_output_embeddings(self):
-        return self.generator.get_output_embeddings()
+        return self._language_model.get_output_embeddings()
 
     def set_output_embeddings(self, value):
-        self.generator.set_output_embeddings(value)
+        self._language_model.set_output_embeddings(value)
 
+    @property
+    def _has_residuals(self):
+        return self.generator is not None and self.config.embedding_sharing == "gradient_disentangled"
 
-def _token_cross_entropy(logits, targets):
-    """(B, K, V), (B, K) -> (B, K), in fp32."""
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
-
-
-def _mean(values, where):
-    """The mean of `values` where `where` holds; rows without padding make it a mean over a fixed number (rule 9)."""
-    where = where.to(values.dtype)
-    return (values * where).sum() / where.sum().clamp(min=1)
+    @property
+    def _language_model(self):
+        return self.discriminator if self.generator is None else self.generator
 
 
 def build_pair(model_args, tokenizer, max_length: int) -> ElectraForPretraining:
@@ -211,8 +295,13 @@ def build_pair(model_args, tokenizer, max_length: int) -> ElectraForPretraining:
             f"tokenizer_name_or_path: it has {len(tokenizer)} tokens, more than the {vocab_size} that "
             f"{model_args.discriminator_name_or_path} knows. Give the tokenizer that belongs to it."
         )
+    if pair.config.whole_word_selection:
+        continues_word = find_continuations(tokenizer)
+        pair.continues_word[: len(continues_word)] = continues_word
     if model_args.sinusoidal_start:
-        start_positions_as_sinusoids(pair.discriminator.electra.embeddings)
+        for network in (pair.discriminator, pair.generator):
+            if network is not None:
+                start_positions_as_sinusoids(network.electra.embeddings)
     positions = pair.config.discriminator_config.max_position_embeddings
     if max_length > positions:
         raise InputError(
@@ -229,6 +318,8 @@ def start_positions_as_sinusoids(embeddings):
     They stand twice as high as the word vectors, so that a first attention tells near from far. With a random table a
     small discriminator took several times the steps to look at its neighbours (recipes/README.md).
     """
+    if isinstance(embeddings.position_embeddings, ResidualEmbedding):
+        return  # the generator's sinusoids are its start, too
     table = embeddings.position_embeddings.weight
     positions, size = table.shape
     frequencies = torch.exp(-torch.arange(0, size, 2) * (math.log(10_000) / size))

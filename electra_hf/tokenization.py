@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -111,6 +112,25 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     if not tokenizer.is_fast:
         raise InputError(f"The tokenizer of {name_or_path} has no fast version (tokenizer.json). {hint}")
     return tokenizer
+
+
+def find_continuations(tokenizer) -> torch.Tensor:
+    """Which vocabulary entries go on with a word that another one began: (len(tokenizer),) bool.
+
+    WordPiece marks those (`##ing`); byte-level BPE and SentencePiece mark the others, those that begin one (`Ġthe`,
+    `▁the`). Raises `InputError` where nothing is marked.
+    """
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    special = set(tokenizer.all_special_ids)
+    if any(token.startswith("##") for token in tokens):
+        return torch.tensor([token.startswith("##") for token in tokens])
+    for mark in ("Ġ", "▁"):
+        if any(token.startswith(mark) for token in tokens):
+            return torch.tensor([not token.startswith(mark) and i not in special for i, token in enumerate(tokens)])
+    raise InputError(
+        "whole_word_selection: this tokenizer does not mark where a word begins or goes on (##, Ġ or ▁). "
+        "Leave it out, or train a tokenizer here."
+    )
 
 
 def measure_tokenizer(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str] | Dataset) -> dict:

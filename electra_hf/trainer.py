@@ -14,6 +14,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from electra_hf.checkpoints import check_same_run, clear_way, find_last_checkpoint, is_sealed, rotate, save_facts, seal
+from electra_hf.errors import InputError
 from electra_hf.metrics import PretrainingMetrics, diagnose
 from electra_hf.packing import collate_rows
 from electra_hf.stopping import EvaluationStopped
@@ -76,6 +77,11 @@ class ElectraTrainer(Trainer):
     """
 
     def __init__(self, model, args, data_collator=collate_rows, **kwargs):
+        if args.generator_only_steps and model.generator is None:
+            raise InputError(
+                f"generator_only_steps: the objective {model.config.objective} has no generator to train alone; "
+                "set it to 0."
+            )
         super().__init__(model, args, data_collator=data_collator, **kwargs)
         self.add_callback(_OwnRandomStream())
         self.add_callback(_TwoStages())
@@ -125,7 +131,7 @@ class ElectraTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         output = model(**inputs)
         metrics = self._train_metrics if model.training else self._evaluation_metrics
-        metrics.update(output, inputs["input_ids"], self._is_real(**inputs))
+        metrics.update(output, self._is_real(**inputs))
         return (output.loss, output) if return_outputs else output.loss
 
     def _is_real(self, input_ids, attention_mask=None):
@@ -220,10 +226,9 @@ class ElectraTrainer(Trainer):
         metrics.reduce(self.accelerator)
         values = metrics.compute()
         config = model.config
-        values["loss"] = (
-            config.generator_weight * values["generator_loss"]
-            + config.discriminator_weight * values["discriminator_loss"]
-        )
+        values["loss"] = config.generator_weight * values.get(
+            "generator_loss", 0.0
+        ) + config.discriminator_weight * values.get("discriminator_loss", 0.0)
         self._warn(diagnose(values))
         return EvalLoopOutput(
             predictions=None,

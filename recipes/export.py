@@ -23,15 +23,21 @@ class ExportArguments:
     )
 
 
+ARGUMENTS = (ExportArguments,)
+
+
 def main(args):
     checkpoint = check_is_pair(args.checkpoint)
     tokenizer = load_tokenizer(args.tokenizer_name_or_path or checkpoint.parent / "tokenizer")
     model = ElectraForPretraining.from_pretrained(checkpoint)
-    for part, save in (("discriminator", model.save_discriminator), ("generator", model.save_generator)):
+    parts = {"discriminator": model.save_discriminator}
+    if model.generator is not None:
+        parts["generator"] = model.save_generator
+    for part, save in parts.items():
         folder = Path(args.output_dir) / part
         save(folder, tokenizer)
         print(f"{part}: {folder}")
 
 
 if __name__ == "__main__":
-    run_recipe(main, ExportArguments)
+    run_recipe(main, *ARGUMENTS)

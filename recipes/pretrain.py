@@ -78,14 +78,16 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
         (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         draw_curves(trainer.state.log_history, output_dir / "curves.png")
         model.save_discriminator(output_dir / "discriminator", tokenizer)
-        model.save_generator(output_dir / "generator", tokenizer)
+        repositories = {output_dir / "discriminator": push.discriminator}
+        if model.generator is not None:
+            model.save_generator(output_dir / "generator", tokenizer)
+            repositories[output_dir / "generator"] = push.generator
 
         # Cards, and the Hub where it is asked for: whatever happens there, the results are on disk
         fill_discriminator_card(output_dir, push.discriminator, push.generator, **asdict(card_args))
-        fill_generator_card(output_dir, push.generator, push.discriminator, **asdict(card_args))
-        push_results(
-            {output_dir / "discriminator": push.discriminator, output_dir / "generator": push.generator}, push
-        )
+        if model.generator is not None:
+            fill_generator_card(output_dir, push.generator, push.discriminator, **asdict(card_args))
+        push_results(repositories, push)
 
 
 if __name__ == "__main__":

@@ -167,6 +167,19 @@ def test_the_discriminator_s_example_runs(run):
     assert namespace["logits"].shape[0] == 1
 
 
+@pytest.mark.parametrize("objective", ["mlm", "replace_mlm", "all_tokens_mlm"])
+def test_an_encoder_that_predicts_tokens_has_a_card_of_its_own(tmp_path, save_model, objective):
+    save_model(tmp_path / "discriminator", ElectraForMaskedLM)
+    metrics = {"eval_loss": 5.0, "eval_discriminator_loss": 5.0, "eval_token_accuracy": 0.314}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"objective": objective}))
+    card = fill_discriminator_card(tmp_path)
+    text = card.read_text()
+    assert f"`{objective}`" in text and "0.314" in text and "eplaced-token detection" not in text
+    assert ("does not fill gaps" in text) == (objective != "mlm")
+    run_example(card, tmp_path / "discriminator")
+
+
 def test_the_generator_s_example_runs(run):
     assert len(run_example(fill_generator_card(run), run / "generator")["guesses"]) == 5
 

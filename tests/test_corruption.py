@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 
 from electra_hf.corruption import corrupt, mask_tokens, sample_tokens, select_positions
@@ -61,6 +62,38 @@ def test_rule_5_samples_follow_the_softmax_at_temperature_1():
     counts = torch.bincount(sample_tokens(logits.expand(1, draws, 5)).flatten(), minlength=5)
     deviation = (expected * (1 - expected) / draws).sqrt()
     assert ((counts / draws - expected).abs() <= 4 * deviation + 1e-9).all()
+
+
+def test_a_temperature_divides_the_logits_before_a_sample_is_drawn():
+    logits = torch.tensor([2.0, 0.0, -1.0])
+    torch.manual_seed(0)
+    samples = sample_tokens(logits.expand(1, 40_000, 3), temperature=2.0)
+    weights = [math.exp(logit / 2.0) for logit in logits.tolist()]
+    expected = [weight / sum(weights) for weight in weights]
+    shares = [(samples == token).double().mean().item() for token in range(3)]
+    assert shares == pytest.approx(expected, abs=0.01)
+
+
+def test_whole_words_are_selected_but_for_the_last_one():
+    continues_word = torch.zeros(100, dtype=torch.bool)
+    continues_word[50:] = True
+    # Words of three tokens, [CLS] and [SEP] around them; 6 of 32 positions: two whole words.
+    word = torch.tensor([10, 60, 61])
+    ids = torch.cat([torch.tensor([2]), word.repeat(10), torch.tensor([3])]).expand(200, -1)
+    torch.manual_seed(0)
+    positions, is_selected = select_positions(ids, ids != 0, SPECIAL, 0.19, continues_word)
+    assert is_selected.all() and positions.shape == (200, 6)
+    words = (positions - 1) // 3
+    for row in words.tolist():
+        assert sorted(row.count(word) for word in set(row)) == [3, 3]
+    assert len({tuple(sorted(set(row))) for row in words.tolist()}) > 30  # and not always the same ones
+
+
+def test_a_row_that_begins_inside_a_word_never_selects_what_stands_before_it():
+    continues_word = torch.arange(100) >= 50
+    ids = torch.tensor([[2, 60, 61, 62, 63, 3]]).expand(50, -1)
+    positions, _ = select_positions(ids, ids != 0, SPECIAL, 0.5, continues_word)
+    assert set(positions.flatten().tolist()) <= {1, 2, 3, 4}
 
 
 def test_a_sample_is_always_in_the_vocabulary():

@@ -5,13 +5,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from electra_hf.configuration import ElectraPretrainingConfig
 from electra_hf.flops import flops_per_token, train_flops
+from electra_hf.objectives import OBJECTIVES
 
 
-@pytest.mark.parametrize("embedding_size", [8, 16])
-@pytest.mark.parametrize("generator_only", [False, True])
-def test_the_count_is_what_pytorch_counts_in_a_step(tiny_model, rows, embedding_size, generator_only):
+@pytest.mark.parametrize(
+    ("objective", "embedding_size", "generator_only"),
+    [
+        *((objective, 8, False) for objective in OBJECTIVES),
+        *(("electra", 16, False), ("electra", 8, True), ("electra", 16, True), ("all_tokens_mlm", 8, True)),
+    ],
+)
+def test_the_count_is_what_pytorch_counts_in_a_step(tiny_model, rows, objective, embedding_size, generator_only):
     size = {"embedding_size": embedding_size}
-    model = tiny_model(discriminator=size, generator=size)
+    model = tiny_model(objective=objective, discriminator=size, generator=size)
     model.set_attn_implementation("eager")  # PyTorch counts no operation of the fused attention of a CPU
     model.generator_only = generator_only
     input_ids = rows(4)

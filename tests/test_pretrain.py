@@ -88,12 +88,28 @@ def test_a_run_leaves_every_result_and_a_second_start_finds_it_done(folder):
 
 
 @pytest.mark.slow
+def test_masked_language_modelling_leaves_one_network_that_fills_gaps(folder):
+    flags = ["--objective", "mlm", "--whole_word_selection", "true"]
+    result = run("pretrain.py", "--config", folder / "recipe.yaml", *flags)
+    assert result.returncode == 0, result.stderr
+    assert not (folder / "run" / "generator").exists()
+    ElectraForMaskedLM.from_pretrained(folder / "run" / "discriminator")
+    metrics = json.loads((folder / "run" / "metrics.json").read_text())
+    assert metrics["eval_loss"] == metrics["eval_discriminator_loss"]
+    assert 0 <= metrics["eval_token_accuracy"] <= 1 and "eval_rtd_auc" not in metrics
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "flags", "message"),
     [
         ("pretrain.py", ["--corpus_files", "nowhere.txt"], "nowhere.txt"),
         ("pretrain.py", ["--model_size", "tiny"], "model_size: expected one of small, base, large"),
         ("pretrain.py", ["--tokenizer_type", "unigram"], "tokenizer_type"),
+        ("pretrain.py", ["--objective", "clm"], "objective: expected one of electra, electra_15, all_tokens_mlm"),
+        ("pretrain.py", ["--embedding_sharing", "all"], "embedding_sharing: expected one of shared, word, none"),
+        ("pretrain.py", ["--objective", "mlm", "--generator_only_steps", "2"], "mlm has no generator"),
+        ("pretrain.py", ["--generator", '{"embedding_size": 4}'], "embedding_size: the generator has 4"),
         ("pretrain.py", ["--resume_from_checkpoint", "nowhere"], "resume_from_checkpoint: nowhere"),
         ("pretrain.py", ["--max_length", "600"], "max_length"),
         ("pretrain.py", ["--per_device_train_batch_size", "4096"], "fewer than one batch of 4096"),

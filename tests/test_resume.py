@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 from electra_hf.checkpoints import sorted_checkpoints
 from electra_hf.errors import InputError
+from electra_hf.objectives import OBJECTIVES
+from electra_hf.sharing import EMBEDDING_SHARINGS
 
 STEPS = 6
 CLOCK = ("runtime", "per_second")  # what no two runs share
@@ -123,6 +125,16 @@ def test_at_before_and_after_the_end_of_the_generator_only_steps_it_is_the_same(
         return tiny_model(generator=same_width)
 
     check_resume((2, 3, 4), model=model, generator_only_steps=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharing", EMBEDDING_SHARINGS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_with_every_sharing_resumes_the_same(check_resume, tiny_model, objective, sharing):
+    def model():
+        return with_dropout(tiny_model, objective=objective, embedding_sharing=sharing)
+
+    check_resume((2,), model=model, max_steps=3)
 
 
 def test_a_longer_max_steps_goes_on(make_trainer):

@@ -9,8 +9,8 @@ PACKAGE = ROOT / "electra_hf"
 # A file imports only from lines above its own.
 FLOORS = [
     ["errors"],
-    ["sources", "corruption", "configuration", "flops", "tokenization", "packing", "metrics", "optimization"],
-    ["readers", "checkpoints", "stopping", "figures", "tagging_metrics", "cards"],
+    ["sources", "corruption", "objectives", "sharing", "tokenization", "packing", "metrics", "optimization"],
+    ["readers", "checkpoints", "stopping", "figures", "tagging_metrics", "cards", "configuration", "flops"],
     ["corpus", "arguments", "modeling", "tagging", "hub"],
     ["alignment", "trainer"],
     ["__init__"],

@@ -12,6 +12,7 @@ from electra_hf.errors import InputError
 from electra_hf.tokenization import (
     SPECIAL_TOKENS,
     _batches,
+    find_continuations,
     load_tokenizer,
     measure_tokenizer,
     round_up_vocab_size,
@@ -187,3 +188,20 @@ def test_a_large_corpus_is_read_at_even_steps():
     sample = [text for batch in _batches(texts, max_characters=10_000) for text in batch]
     assert sample == texts[::20]
     assert [text for batch in _batches(texts, max_characters=200_000) for text in batch] == texts
+
+
+@pytest.mark.parametrize("tokenizer_type", ["wordpiece", "bpe"])
+def test_what_goes_on_with_a_word_is_known_by_its_mark(tokenizer_type):
+    tokenizer = train_tokenizer(SENTENCES, 256, tokenizer_type)
+    continues_word = find_continuations(tokenizer)
+    assert continues_word.shape == (len(tokenizer),)
+    assert not continues_word[tokenizer.all_special_ids].any()
+    ids = tokenizer("la ŝafoj loĝis", add_special_tokens=False)["input_ids"]
+    begins = ids if tokenizer_type == "wordpiece" else ids[1:]  # the first word of a text has no space before it
+    assert (~continues_word[begins]).sum() == (3 if tokenizer_type == "wordpiece" else 2)
+
+
+def test_a_tokenizer_without_marks_cannot_select_whole_words():
+    plain = Tokenizer(models.WordLevel({token: i for i, token in enumerate([*SPECIAL_TOKENS, "la"])}, "[UNK]"))
+    with pytest.raises(InputError, match="whole_word_selection: this tokenizer does not mark"):
+        find_continuations(PreTrainedTokenizerFast(tokenizer_object=plain))

@@ -1,4 +1,4 @@
-"""Run by torchrun in test_trainer.py: some steps of a tiny pair, on one process or several."""
+"""Run by torchrun in test_trainer.py: some steps of every tiny pair, on one process or several."""
 
 import sys
 from unittest.mock import patch
@@ -9,10 +9,12 @@ from conftest import LENGTH, VOCAB_SIZE, by_row, packed
 from electra_hf import ElectraForPretraining, ElectraPretrainingConfig, ElectraTrainer
 from electra_hf.arguments import PretrainingArguments
 from electra_hf.corruption import select_positions
+from electra_hf.objectives import OBJECTIVES
+from electra_hf.sharing import EMBEDDING_SHARINGS
 from electra_hf.trainer import _OwnRandomStream
 
 
-def main(result, output_dir, batch_size):
+def train(output_dir, batch_size, objective, embedding_sharing):
     torch.manual_seed(0)
     network = {
         "num_hidden_layers": 1,
@@ -22,7 +24,12 @@ def main(result, output_dir, batch_size):
         "attention_probs_dropout_prob": 0.0,
     }
     config = ElectraPretrainingConfig.from_size(
-        "small", vocab_size=VOCAB_SIZE, discriminator=network, generator=network
+        "small",
+        vocab_size=VOCAB_SIZE,
+        discriminator=network,
+        generator=network,
+        objective=objective,
+        embedding_sharing=embedding_sharing,
     )
     arguments = PretrainingArguments(
         output_dir=output_dir,
@@ -34,6 +41,7 @@ def main(result, output_dir, batch_size):
         per_device_eval_batch_size=8,
         use_cpu=True,
         disable_tqdm=True,
+        report_to="none",
     )
     data = torch.randint(5, VOCAB_SIZE, (64 + 21, LENGTH))
     trainer = ElectraTrainer(
@@ -42,21 +50,30 @@ def main(result, output_dir, batch_size):
     with patch("electra_hf.corruption.torch.rand", by_row):
         trainer.train()
         evaluation = trainer.evaluate()
-    _OwnRandomStream().on_train_begin(arguments, trainer.state, trainer.control)
-    positions, _ = select_positions(data[:4], data[:4] != 0, [0, 2, 3, 4], 0.15)
-    draws = trainer.accelerator.gather(positions[None])
+    names = ("eval_rtd", "eval_gen", "eval_dis", "eval_tok")
+    return trainer, {
+        "losses": [log["loss"] for log in trainer.state.log_history if "loss" in log],
+        "weights": trainer.model.state_dict(),
+        "evaluation": {name: value for name, value in evaluation.items() if name.startswith(names)},
+    }
+
+
+def draw(trainer):
+    """The first positions that each process selects in the same rows."""
+    _OwnRandomStream().on_train_begin(trainer.args, trainer.state, trainer.control)
+    ids = torch.full((4, LENGTH), 7)
+    positions, _ = select_positions(ids, ids != 0, [0, 2, 3, 4], 0.15)
+    return trainer.accelerator.gather(positions[None]).tolist()
+
+
+def main(result, output_dir, batch_size):
+    runs = {}
+    for objective in OBJECTIVES:
+        for sharing in EMBEDDING_SHARINGS:
+            trainer, runs[f"{objective}, {sharing}"] = train(output_dir, batch_size, objective, sharing)
+    draws = draw(trainer)
     if trainer.is_world_process_zero():
-        torch.save(
-            {
-                "losses": [log["loss"] for log in trainer.state.log_history if "loss" in log],
-                "weights": trainer.model.state_dict(),
-                "evaluation": {
-                    k: v for k, v in evaluation.items() if k.startswith(("eval_rtd", "eval_gen", "eval_dis"))
-                },
-                "first_draws": draws.tolist(),
-            },
-            result,
-        )
+        torch.save({"runs": runs, "first_draws": draws}, result)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,86 @@
+"""What generator and discriminator share of their embeddings."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
+# The parameters that are one and the same in both networks. The authors share the whole embedding module, LayerNorm
+# included (rule 11); `embeddings_project` stays separate.
+_WORDS = ("word_embeddings.weight",)
+_ALL = tuple(f"{table}.weight" for table in TABLES) + ("LayerNorm.weight", "LayerNorm.bias")
+EMBEDDING_SHARINGS = {"shared": _ALL, "word": _WORDS, "none": (), "gradient_disentangled": ()}
+# The fields of `ElectraConfig` that generator and discriminator then need to have in common.
+_TOKENS = ("vocab_size", "pad_token_id")
+_SHAPES = ("embedding_size", "max_position_embeddings", "type_vocab_size")
+COMMON_FIELDS = {
+    "shared": _TOKENS + _SHAPES,
+    "word": _TOKENS + ("embedding_size",),
+    "none": _TOKENS,
+    "gradient_disentangled": _TOKENS + _SHAPES,
+}
+
+
+class ResidualEmbedding(nn.Embedding):
+    """A table that is another one, which gets no gradient from here, plus a residual of its own that starts at zero.
+
+    `weight` (V, E) is the residual. He et al. 2021 (DeBERTaV3), section 3.2: gradient-disentangled sharing.
+    """
+
+    def __init__(self, own: nn.Embedding, base: nn.Embedding):
+        super().__init__(*own.weight.shape, padding_idx=own.padding_idx, device="meta")
+        self.weight = own.weight  # the same parameter: what is tied to it stays tied
+        self._base = (base,)  # in a tuple, because a module would become a part of this one
+
+    @property
+    def base_weight(self) -> Tensor:
+        return self._base[0].weight.detach()
+
+    def forward(self, input_ids):
+        return F.embedding(input_ids, self.base_weight) + super().forward(input_ids)
+
+
+class ResidualLinear(nn.Linear):
+    """The head over the vocabulary that is tied to a `ResidualEmbedding`."""
+
+    def __init__(self, own: nn.Linear, embedding: ResidualEmbedding):
+        super().__init__(own.in_features, own.out_features, device="meta")
+        self.weight, self.bias = own.weight, own.bias
+        self._embedding = (embedding,)
+
+    @property
+    def base_weight(self) -> Tensor:
+        return self._embedding[0].base_weight
+
+    def forward(self, hidden):
+        return F.linear(hidden, self.base_weight + self.weight, self.bias)
+
+
+def disentangle(discriminator, generator):
+    """Make the tables of `discriminator` residuals over those of `generator`, two ELECTRA models with heads."""
+    embeddings = discriminator.electra.embeddings
+    for table in TABLES:
+        own, base = getattr(embeddings, table), getattr(generator.electra.embeddings, table)
+        setattr(embeddings, table, ResidualEmbedding(own, base))
+    head = discriminator.get_output_embeddings()
+    if head is not None:
+        discriminator.set_output_embeddings(ResidualLinear(head, embeddings.word_embeddings))
+
+
+@torch.no_grad()
+def load_as_residuals(discriminator, state: dict[str, Tensor]):
+    """Load the state of a plain network into one whose tables may be residuals: they become the difference."""
+    discriminator.load_state_dict(state)
+    for module in discriminator.modules():
+        if isinstance(module, ResidualEmbedding):
+            module.weight -= module.base_weight
+
+
+@torch.no_grad()
+def add_residuals(discriminator) -> dict[str, Tensor]:
+    """The state of the plain network that computes the same: each table is the sum of base and residual."""
+    state = discriminator.state_dict()
+    for name, module in discriminator.named_modules():
+        if isinstance(module, (ResidualEmbedding, ResidualLinear)):
+            state[f"{name}.weight"] = module.base_weight + module.weight
+    return state
