@@ -221,16 +221,24 @@ def report(args, results, seeds):
     """Write comparison.json, .md and .png, and print the table."""
     output_dir = Path(args.output_dir)
     (output_dir / "comparison.json").write_text(json.dumps({"seeds": seeds, "results": results}, indent=2) + "\n")
-    table = format_table(results)
+    table = format_table(args.budget, seeds, results)
     (output_dir / "comparison.md").write_text(table, encoding="utf-8")
     draw_comparison(results, SCORE, output_dir / "comparison.png")
     print(table)
 
 
-def format_table(results):
+def format_table(budget, seeds, results):
     """A row per variant; it is `apart` from electra where every seed of one is above every seed of the other."""
+    equal = {"steps": "steps", "flops": "floating-point operations"}[budget]
+    intro = (
+        f"Every run took as many {equal} as electra, on the same rows. Accuracy on the test set: mean ± standard "
+        f"deviation over {len(seeds)} seeds of pretraining and fine-tuning. *Apart*: every seed of the one is above "
+        "every seed of the other. Operations of a token: counted, and averaged over the run."
+    )
     untrained, reference = (results[0]["points"][number][SCORE] for number in (0, -1))
     lines = [
+        intro,
+        "",
         "| objective | embeddings | million tokens | MFLOP a token | tokens/s | accuracy | against electra | apart |",
         "|---|---|---|---|---|---|---|---|",
     ]
