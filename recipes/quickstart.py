@@ -11,6 +11,7 @@ import finetune_token_classification as finetune
 import pretrain
 import torch
 from transformers import AutoTokenizer, ElectraForPreTraining
+from transformers.utils import logging
 
 from electra_hf.arguments import parse_arguments, run_recipe
 
@@ -20,6 +21,7 @@ SENTENCE = ("La knabino legas interesan libron en la ĝardeno .", "libron", "kan
 
 
 def main():
+    logging.disable_progress_bar()
     os.chdir(ROOT)  # the paths in the recipe files start there
     pretrain.main(*parse_arguments(*pretrain.ARGUMENTS, argv=["--config", "recipes/quickstart/pretrain.yaml"]))
     for folder, from_scratch in (("tagger", "false"), ("untrained", "true")):
@@ -59,16 +61,18 @@ def report():
 
 
 def mark_suspicious(text, share=0.2):
-    """The text with its most suspicious fifth of tokens marked, whatever the threshold: a small model is timid."""
+    """The text with its most suspicious fifth of words marked, whatever the threshold: a small model is timid."""
     folder = OUTPUT / "pretrain" / "discriminator"
     tokenizer, model = AutoTokenizer.from_pretrained(folder), ElectraForPreTraining.from_pretrained(folder).eval()
-    encoding = tokenizer(text, return_tensors="pt")
+    words = text.split()
+    encoding = tokenizer(words, is_split_into_words=True, return_tensors="pt")
     with torch.no_grad():
-        logits = model(**encoding).logits[0, 1:-1]
-    tokens = tokenizer.convert_ids_to_tokens(encoding["input_ids"][0, 1:-1])
-    suspicious = set(logits.topk(max(1, round(share * len(tokens)))).indices.tolist())
-    marked = [f">>{token}<<" if i in suspicious else token for i, token in enumerate(tokens)]
-    return tokenizer.convert_tokens_to_string(marked).replace(" >>##", ">>")
+        logits = model(**encoding).logits[0].tolist()
+    spans = [encoding.word_to_tokens(number) for number in range(len(words))]
+    suspicion = [max(logits[span.start : span.end]) for span in spans]  # a word is as strange as its strangest token
+    threshold = sorted(suspicion)[-max(1, round(share * len(words)))]
+    marked = [f">>{word}<<" if score >= threshold else word for word, score in zip(words, suspicion, strict=True)]
+    return " ".join(marked)
 
 
 def number(value):
