@@ -245,11 +245,11 @@ def format_table(budget, seeds, results):
     for result in results:
         final = result["points"][-1][SCORE]
         difference = f"{mean(final) - mean(reference):+.4f}" if result is not results[0] else ""
-        apart = min(final) > max(reference) or max(final) < min(reference)
+        apart = "yes" if min(final) > max(reference) or max(final) < min(reference) else "no"
         lines.append(
             f"| {result['objective']} | {result['embedding_sharing']} | {result['tokens'] / 1e6:.1f} "
             f"| {result['flops_per_token'] / 1e6:.2f} | {result['tokens_per_second']:,.0f} | {with_spread(final)} "
-            f"| {difference} | {('yes' if apart else 'no') if difference else ''} |"
+            f"| {difference} | {apart if difference and len(seeds) > 1 else ''} |"
         )
     lines.append(f"| untrained | | 0 | | | {with_spread(untrained)} | {mean(untrained) - mean(reference):+.4f} | |")
     return "\n".join(lines) + "\n"
