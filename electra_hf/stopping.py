@@ -1,8 +1,11 @@
 """Stop a run cleanly: at a signal, at a limit of hours, or when its numbers are broken."""
 
+import copy
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 
 import torch
@@ -28,13 +31,46 @@ def exit_on_signals():
         signal.signal(number, leave)
 
 
+class _LoaderWorker(multiprocessing.Process):
+    """A worker of a data loader that only its parent can end.
+
+    A signal to the whole process group, or to every process of a container, reaches the workers too, and torch's own
+    die of it: the step that waits for their batch would never end, and its checkpoint be lost.
+    """
+
+    def start(self):
+        # A child inherits what is blocked: there is no moment at which a signal finds it unprepared.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def run(self):
+        threading.Thread(target=_wait_for_parents_signal, daemon=True).start()
+        super().run()
+
+
+def _wait_for_parents_signal():
+    while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+def protect_workers(loader):
+    """Let the workers of a torch `DataLoader` outlive the signals that `CleanStop` answers to."""
+    # Linux alone tells who sent a signal; a start method that the user chose has a Process of its own.
+    if loader.num_workers and loader.multiprocessing_context is None and sys.platform == "linux":
+        context = copy.copy(multiprocessing.get_context())
+        context.Process = _LoaderWorker
+        loader.multiprocessing_context = context
+
+
 class CleanStop(TrainerCallback):
     """Ends training after a complete checkpoint on SIGTERM, SIGINT or after `max_train_hours`; no evaluation follows.
 
     The signal of one process stops all of them at the same step. An evaluation is broken off. A second signal, more
-    than `SECONDS_OF_ONE_SIGNAL` after the first, ends the process at once. A SIGTERM to the whole process group also
-    kills the workers of the data loader, if there are any (`dataloader_num_workers`, 0 by default), and then the
-    checkpoint can be lost.
+    than `SECONDS_OF_ONE_SIGNAL` after the first, ends the process at once.
     """
 
     def __init__(self, max_train_hours: float | None = None):

@@ -17,7 +17,7 @@ from electra_hf.checkpoints import check_same_run, clear_way, find_last_checkpoi
 from electra_hf.errors import InputError
 from electra_hf.metrics import PretrainingMetrics, diagnose
 from electra_hf.packing import collate_rows
-from electra_hf.stopping import EvaluationStopped
+from electra_hf.stopping import EvaluationStopped, protect_workers
 
 logger = logging.getLogger(__name__)
 
@@ -194,6 +194,11 @@ class ElectraTrainer(Trainer):
         row_length = self.train_dataset[0]["input_ids"].shape[0]
         args = self.args
         return args.train_batch_size * args.gradient_accumulation_steps * args.world_size * row_length
+
+    def get_train_dataloader(self):
+        loader = super().get_train_dataloader()
+        protect_workers(loader.base_dataloader)
+        return loader
 
     def get_eval_dataloader(self, eval_dataset=None):
         """Whole batches in turn to the processes: none is padded or read twice, and process count changes no draw."""

@@ -1,12 +1,14 @@
 """Kills and signals, as the machine of a cloud gives them."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from transformers import TrainerCallback
 
@@ -52,7 +54,10 @@ def recipe(tmp_path):
 
 
 def start(command):
-    return subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    """Start it in a process group of its own, as a shell does."""
+    command = [sys.executable, *command]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, **pipes, start_new_session=True)
 
 
 def wait_for_training(process):
@@ -74,23 +79,62 @@ def check_stopped(output_dir, after_step=1):
         assert not (output_dir / name).exists(), name
 
 
+def children(process):
+    """The processes that it has started, directly or not."""
+    return psutil.Process(process.pid).children(recursive=True)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_whole_group_leaves_a_complete_checkpoint_and_its_exit_code(recipe, number):
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 2), (signal.SIGINT, 0)])
+def test_a_signal_to_the_whole_group_leaves_a_complete_checkpoint_and_its_exit_code(recipe, number, workers):
     command, output_dir = recipe
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    process = start([*command, "--dataloader_num_workers", str(workers)])
     wait_for_training(process)
+    assert len(children(process)) == workers
     os.killpg(process.pid, number)
     os.killpg(process.pid, number)  # the same signal passed on a second time
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + number, output
+    assert output.count("Signal received") == 1
     check_stopped(output_dir)
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_group_of_torchrun_leaves_a_complete_checkpoint_of_two_processes_with_workers(recipe):
+    command, output_dir = recipe
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    process = start([*torchrun, *command, "--dataloader_num_workers", "2"])
+    wait_for_training(process)
+    everyone = children(process)
+    assert len(everyone) >= 6
+    for child in everyone:  # as the end of a container or of a cgroup does
+        child.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0, output
+    check_stopped(output_dir)
+    assert not any(child.is_running() for child in everyone)
+
+
+@pytest.mark.slow
+def test_no_worker_survives_a_killed_run(recipe):
+    process = start([*recipe[0], "--dataloader_num_workers", "2"])
+    wait_for_training(process)
+    workers = children(process)
+    process.kill()
+    process.wait()
+    assert len(workers) == 2 and psutil.wait_procs(workers, timeout=30)[1] == []
+
+
+def test_a_loader_given_up_half_way_ends_its_workers(make_trainer):
+    loader = iter(make_trainer(dataloader_num_workers=2).get_train_dataloader())
+    next(loader)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:  # as Python does at its end
+        worker.terminate()
+        worker.join(timeout=30)
+        assert worker.exitcode == 0
 
 
 @pytest.mark.slow
