@@ -1,17 +1,17 @@
 """Stop a run cleanly: at a signal, at a limit of hours, or when its numbers are broken."""
 
-import copy
-import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
+from functools import partial
 
 import torch
 from transformers import TrainerCallback
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_END_OF_WATCH = signal.SIGUSR2  # sent to one thread, never to the process
 SECONDS_OF_ONE_SIGNAL = 2.0  # torchrun's agent and `tini -g` both pass the same signal on, moments apart
 
 
@@ -31,39 +31,28 @@ def exit_on_signals():
         signal.signal(number, leave)
 
 
-class _LoaderWorker(multiprocessing.Process):
-    """A worker of a data loader that only its parent can end.
+def protect_workers(loader):
+    """Let the workers of a torch `DataLoader` outlive the signals that `CleanStop` answers to.
 
     A signal to the whole process group, or to every process of a container, reaches the workers too, and torch's own
     die of it: the step that waits for their batch would never end, and its checkpoint be lost.
     """
+    loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
 
-    def start(self):
-        # A child inherits what is blocked: there is no moment at which a signal finds it unprepared.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        try:
-            super().start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def run(self):
+def _start_worker(worker_init_fn, worker_id):
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         threading.Thread(target=_wait_for_parents_signal, daemon=True).start()
-        super().run()
+    else:  # nothing tells who sent a signal, and the parent must be able to end it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    worker_init_fn(worker_id)
 
 
 def _wait_for_parents_signal():
     while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
         pass
     os._exit(0)
-
-
-def protect_workers(loader):
-    """Let the workers of a torch `DataLoader` outlive the signals that `CleanStop` answers to."""
-    # Linux alone tells who sent a signal; a start method that the user chose has a Process of its own.
-    if loader.num_workers and loader.multiprocessing_context is None and sys.platform == "linux":
-        context = copy.copy(multiprocessing.get_context())
-        context.Process = _LoaderWorker
-        loader.multiprocessing_context = context
 
 
 class CleanStop(TrainerCallback):
@@ -81,13 +70,24 @@ class CleanStop(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.start = time.monotonic()
         for number in SIGNALS:
-            signal.signal(number, self._receive)
+            signal.signal(number, self._receive)  # for a thread that was there before, and may be handed the signal
+        # What this thread blocks, all threads and processes block that it starts: the workers of the data loader, and
+        # a compiler. So a signal to the whole group breaks off no step. The watcher answers at once, also while this
+        # thread is inside of a long call.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, _END_OF_WATCH))
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [_END_OF_WATCH])
+
+    def _watch(self):
+        while (number := signal.sigwait((*SIGNALS, _END_OF_WATCH))) != _END_OF_WATCH:
+            self._receive(number, None)
 
     def _receive(self, number, frame):
         if self.signal and time.monotonic() - self.signal_time > SECONDS_OF_ONE_SIGNAL:
             os._exit(128 + number)
         if not self.signal:
-            self.signal, self.signal_time = number, time.monotonic()
+            self.signal_time, self.signal = time.monotonic(), number
             # `print` inside a handler may meet another `print` half-way.
             os.write(2, b"Signal received: ending after a checkpoint; another one ends at once, without it.\n")
 
@@ -123,8 +123,11 @@ class CleanStop(TrainerCallback):
             control.should_evaluate = control.should_save = False
 
     def on_train_end(self, args, state, control, **kwargs):
+        signal.pthread_kill(self._watcher.ident, _END_OF_WATCH)
+        self._watcher.join()
         self._decide(args, state)
         exit_on_signals()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def exit_if_stopped(self):
         """After training: leave with 143 or 130 after a signal, with 0 after the limit; nothing may follow."""

@@ -3,9 +3,11 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -117,6 +119,20 @@ def test_a_signal_to_the_group_of_torchrun_leaves_a_complete_checkpoint_of_two_p
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
+def test_a_signal_to_the_group_of_a_run_that_compiles_leaves_a_complete_checkpoint(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    process = start([str(Path(__file__).parent / "train_and_compile.py"), str(tmp_path / "run")])
+    while not any(child.name() == "cc1plus" for child in children(process)):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, output
+    check_stopped(tmp_path / "run")
+
+
+@pytest.mark.slow
 def test_no_worker_survives_a_killed_run(recipe):
     process = start([*recipe[0], "--dataloader_num_workers", "2"])
     wait_for_training(process)
@@ -162,8 +178,16 @@ def stop():
     """A `CleanStop` whose handlers go with the test."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     yield CleanStop()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+def interrupt(stop):
+    """Send SIGTERM to this process, and wait until it has arrived."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    while not stop.signal:
+        time.sleep(0.001)
 
 
 def run_until_stopped(trainer, stop):
@@ -185,7 +209,7 @@ def test_a_signal_during_an_evaluation_breaks_it_off_and_saves(make_trainer, sto
         def on_prediction_step(self, args, state, control, **kwargs):
             batches.append(state.global_step)
             if len(batches) == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
+                interrupt(stop)
 
     trainer.add_callback(AtBatch())
     run_until_stopped(trainer, stop)
@@ -199,7 +223,7 @@ def test_a_signal_during_a_save_ends_the_run_with_that_checkpoint(make_trainer, 
     save = trainer._save_rng_state
 
     def save_and_signal(folder):
-        os.kill(os.getpid(), signal.SIGTERM)
+        interrupt(stop)
         save(folder)
 
     monkeypatch.setattr(trainer, "_save_rng_state", save_and_signal)
@@ -213,7 +237,7 @@ def test_a_signal_at_the_end_of_an_epoch_is_not_followed_by_its_evaluation(make_
     class AtStep(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
+                interrupt(stop)
 
     trainer.add_callback(AtStep())
     run_until_stopped(trainer, stop)

@@ -1,6 +1,7 @@
 """Exact resume: a run that was stopped and resumed equals the run that never was, bit for bit."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,14 +24,14 @@ def with_dropout(tiny_model, **kwargs):
     return tiny_model(discriminator=dropout, generator=dropout, **kwargs)
 
 
+def without_clock(log):
+    return {name: value for name, value in log.items() if not any(word in name for word in CLOCK)}
+
+
 def load(checkpoint):
     """Everything in a checkpoint that a run goes on from."""
     state = json.loads((checkpoint / "trainer_state.json").read_text())
-    logs = [
-        {name: value for name, value in log.items() if not any(word in name for word in CLOCK)}
-        for log in state["log_history"]
-    ]
-    content = {"logs": logs}
+    content = {"logs": [without_clock(log) for log in state["log_history"]]}
     for file in checkpoint.glob("*.safetensors"):
         content[file.name] = load_file(file)
     with torch.serialization.safe_globals(numpy_globals()):
@@ -114,9 +115,30 @@ def test_a_run_resumed_twice_is_the_same(check_resume):
     trainer, folders = check_resume((2,))
     twice = trainer("resumed-2")
     output_dir = Path(twice.args.output_dir)
+    shutil.rmtree(output_dir / "checkpoint-6")
     twice.train(str(output_dir / "checkpoint-4"))
-    assert_equal(load(output_dir / "checkpoint-6")["logs"], load(folders[6])["logs"])
-    assert_equal(load(output_dir / "checkpoint-6")["optimizer.pt"], load(folders[6])["optimizer.pt"])
+    assert_equal(load(output_dir / "checkpoint-6"), load(folders[6]))
+
+
+@pytest.mark.slow
+def test_on_the_last_step_of_an_epoch_and_of_the_run_a_run_resumed_again_and_again_is_the_same(check_resume):
+    epochs = {"train_rows": 32, "max_steps": -1, "num_train_epochs": 3}  # of 4 steps
+    trainer, folders = check_resume((4,), **epochs)
+    first = trainer("resumed-4")
+    second = trainer("twice")
+    second.train(str(Path(first.args.output_dir) / "checkpoint-8"))
+    last = Path(second.args.output_dir) / "checkpoint-12"
+    assert_equal(load(last), load(folders[12]))
+    # On its last step nothing is left to do, however often it is started.
+    files = {path: path.stat().st_mtime_ns for path in last.iterdir()}
+    for _ in range(2):
+        third = trainer("twice")
+        third.train(str(last))
+        assert third.state.global_step == 12
+        assert_equal(dict(third.model.state_dict()), dict(second.model.state_dict()))
+        assert without_clock(third.evaluate()) == without_clock(second.evaluate())
+    assert {path: path.stat().st_mtime_ns for path in last.iterdir()} == files
+    assert [folder.name for folder in sorted_checkpoints(third.args.output_dir)][-1] == "checkpoint-12"
 
 
 def test_at_before_and_after_the_end_of_the_generator_only_steps_it_is_the_same(check_resume, tiny_model):

@@ -1,6 +1,5 @@
 """`ElectraTrainer` on a tiny pair: what it logs, what it evaluates, and that splitting a batch changes nothing."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_kill import interrupt
 from transformers import TrainerCallback
 
 from electra_hf import ElectraTrainer
@@ -178,7 +178,7 @@ def test_a_signal_during_training_ends_it_after_a_complete_checkpoint(make_train
     trainer = make_trainer(max_steps=50, save_strategy="no", eval_strategy="steps", eval_steps=3)
     stop = CleanStop()
     trainer.add_callback(stop)
-    trainer.add_callback(AtStep(3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    trainer.add_callback(AtStep(3, lambda: interrupt(stop)))
     trainer.train()
     step = trainer.state.global_step
     assert step in (3, 4)
