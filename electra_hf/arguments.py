@@ -12,9 +12,10 @@ from typing import Literal
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from electra_hf.configuration import ElectraPretrainingConfig
-from electra_hf.errors import InputError
+from electra_hf.errors import InputError, disk_fault
 from electra_hf.stopping import exit_on_signals
 
 
@@ -248,6 +249,11 @@ class PretrainingArguments(TrainingArguments):
             )
         if self.data_seed is None:
             self.data_seed = self.seed
+        try:  # a tracker that is not installed must not wait for the corpus
+            for tracker in get_reporting_integration_callbacks(self.report_to):
+                tracker()
+        except RuntimeError as error:
+            raise InputError(f"report_to: {error}") from None
         self.dataloader_pin_memory &= torch.cuda.is_available()  # on a CPU it does nothing but warn
 
 
@@ -271,8 +277,14 @@ def run_recipe(main, *argument_classes):
     try:
         arguments = parse_arguments(*argument_classes)
         main(*arguments)
-    except InputError as error:
+    except Exception as error:
+        if isinstance(error, InputError):
+            message = error
+        elif fault := disk_fault(error):
+            message = f"{fault}. Make room there, or name a place that you may use, and start the same command again."
+        else:
+            raise
         # Every rank meets the same wrong input; one message is enough.
         if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {message}", file=sys.stderr)
         sys.exit(2)

@@ -6,9 +6,10 @@ import logging
 import os
 import re
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
-from electra_hf.errors import InputError
+from electra_hf.errors import InputError, disk_fault
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +117,32 @@ def clear_way(output_dir, step: int):
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
             logger.warning("%s is newer than the start of this run and not used: it is now %s.", folder, aside.name)
+
+
+@contextmanager
+def disk_faults_told(output_dir):
+    """Around a save: what a full or read-only disk raises becomes one `InputError` that says where to go on from."""
+    try:
+        yield
+    except Exception as error:
+        if not (fault := disk_fault(error)):
+            raise
+        complete = [folder.name for folder in sorted_checkpoints(output_dir) if is_sealed(folder)]
+        raise InputError(
+            f"output_dir: a checkpoint could not be saved in {output_dir} ({fault}). Make room there, or lower "
+            "save_total_limit, and start the same command again: it goes on from "
+            f"{complete[-1] if complete else 'the beginning'}."
+        ) from error
+
+
+def check_writable(output_dir):
+    """Refuse a folder that cannot be written before hours of work for it. Raises `InputError`."""
+    folder = Path(output_dir).absolute()
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(
+            f"output_dir: {place} cannot be written. Give another folder, or change its permissions or its mount."
+        )
 
 
 def save_facts(checkpoint, facts: dict):

@@ -13,11 +13,21 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from electra_hf.checkpoints import check_same_run, clear_way, find_last_checkpoint, is_sealed, rotate, save_facts, seal
+from electra_hf.checkpoints import (
+    check_same_run,
+    clear_way,
+    disk_faults_told,
+    find_last_checkpoint,
+    is_sealed,
+    rotate,
+    save_facts,
+    seal,
+)
 from electra_hf.errors import InputError
 from electra_hf.metrics import PretrainingMetrics, diagnose
 from electra_hf.packing import collate_rows
 from electra_hf.stopping import EvaluationStopped, protect_workers
+from electra_hf.trackers import guard_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +93,7 @@ class ElectraTrainer(Trainer):
                 "set it to 0."
             )
         super().__init__(model, args, data_collator=data_collator, **kwargs)
+        guard_trackers(self)
         self.add_callback(_OwnRandomStream())
         self.add_callback(_TwoStages())
         self.add_callback(_Resume(self))
@@ -258,15 +269,16 @@ class ElectraTrainer(Trainer):
         if is_sealed(folder):  # this step's own: `clear_way` has moved every other
             return
         limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-            self._save_sums(folder)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            save_facts(folder, self._facts())
-            self._sealing = self._sealer.submit(self._seal, folder, limit)
+        with disk_faults_told(self.args.output_dir):
+            try:
+                super()._save_checkpoint(model, trial)
+                self._save_sums(folder)
+            finally:
+                self.args.save_total_limit = limit
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                save_facts(folder, self._facts())
+                self._sealing = self._sealer.submit(self._seal, folder, limit)
 
     def _seal(self, folder, limit):
         seal(folder)
@@ -274,7 +286,8 @@ class ElectraTrainer(Trainer):
 
     def _wait_for_seal(self):
         if self._sealing is not None:
-            self._sealing.result()
+            with disk_faults_told(self.args.output_dir):
+                self._sealing.result()
             self._sealing = None
 
     def _save_sums(self, folder):

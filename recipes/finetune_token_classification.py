@@ -15,6 +15,7 @@ from transformers import DataCollatorForTokenClassification, Trainer, TrainingAr
 from electra_hf.alignment import IGNORED, gather_words, labels_and_losses, make_windows
 from electra_hf.arguments import run_recipe, save_recipe
 from electra_hf.cards import CardArguments, fill_tagger_card
+from electra_hf.checkpoints import check_writable
 from electra_hf.errors import InputError
 from electra_hf.hub import push_results, take_push_settings
 from electra_hf.optimization import layerwise_parameter_groups
@@ -36,6 +37,7 @@ from electra_hf.tagging_metrics import (
     write_predictions,
 )
 from electra_hf.tokenization import load_tokenizer, save_tokenizer
+from electra_hf.trackers import guard_trackers
 
 
 @dataclass
@@ -88,6 +90,7 @@ ARGUMENTS = (ModelArguments, TaggingArguments, CardArguments, FinetuningArgument
 
 def main(model_args, data_args, card_args, training_args):
     push = take_push_settings(training_args)
+    check_writable(training_args.output_dir)
     output_dir = Path(training_args.output_dir)
     if model_args.model_name_or_path is None:
         raise InputError("Give model_name_or_path: the folder `discriminator` of a pretraining run, or a Hub model.")
@@ -173,6 +176,7 @@ def fine_tune(seed, model_args, training_args, config, tokenizer, train_windows)
         optimizers=(torch.optim.AdamW(groups, betas=betas, eps=training_args.adam_epsilon), None),
         preprocess_logits_for_metrics=labels_and_losses,
     )
+    guard_trackers(trainer)
     trainer.train()
     return trainer
 

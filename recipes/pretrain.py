@@ -12,7 +12,7 @@ from transformers import set_seed
 from electra_hf import ElectraTrainer
 from electra_hf.arguments import ModelArguments, PretrainingArguments, TokenizerArguments, run_recipe, save_recipe
 from electra_hf.cards import CardArguments, fill_discriminator_card, fill_generator_card
-from electra_hf.checkpoints import checkpoint_to_resume
+from electra_hf.checkpoints import check_writable, checkpoint_to_resume
 from electra_hf.corpus import CorpusArguments, format_report, load_corpus
 from electra_hf.figures import draw_curves
 from electra_hf.flops import train_flops
@@ -27,6 +27,7 @@ ARGUMENTS = (CorpusArguments, TokenizerArguments, ModelArguments, CardArguments,
 
 def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
     push = take_push_settings(training_args)
+    check_writable(training_args.output_dir)
     checkpoint = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
     output_dir = Path(training_args.output_dir)
     with training_args.main_process_first(desc="preparing the data"):

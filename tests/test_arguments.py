@@ -1,3 +1,4 @@
+import errno
 import json
 from dataclasses import dataclass, field
 
@@ -110,3 +111,28 @@ def test_a_defect_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("sys.argv", ["recipe.py"])
     with pytest.raises(ValueError, match="shapes differ"):
         run_recipe(main, Settings)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "cache/corpus.arrow"), "cache/corpus.arrow: No space left"),
+        (OSError(errno.EROFS, "Read-only file system", "run"), "run: Read-only file system. Make room there, or name"),
+    ],
+)
+def test_what_the_disk_refuses_is_one_message_and_exit_code_2(capsys, monkeypatch, error, words):
+    def main(*arguments):
+        raise error
+
+    monkeypatch.setattr("sys.argv", ["recipe.py", "--model_size", "small"])
+    with pytest.raises(SystemExit) as stop:
+        run_recipe(main, ModelArguments)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1 and words in message
+
+
+def test_a_tracker_that_is_not_installed_is_named_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: False)
+    with pytest.raises(InputError, match="report_to: TensorBoardCallback requires tensorboard"):
+        PretrainingArguments(output_dir=str(tmp_path), report_to="tensorboard", use_cpu=True)

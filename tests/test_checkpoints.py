@@ -3,9 +3,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from transformers import TrainerCallback
 
 from electra_hf.checkpoints import (
     MANIFEST,
+    check_writable,
     checkpoint_to_resume,
     clear_way,
     find_damage,
@@ -156,3 +158,36 @@ def test_auto_starts_afresh_where_there_is_nothing_and_never_ignores_what_there_
     shutil.rmtree(folder)
     with pytest.raises(InputError, match="is no complete checkpoint"):
         checkpoint_to_resume(tmp_path, str(folder))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full")
+@pytest.mark.parametrize(
+    "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "run.json", "manifest.json.tmp"]
+)
+def test_a_disk_that_fills_up_during_a_save_is_one_message_and_the_run_goes_on_from_the_one_before(make_trainer, name):
+    trainer = make_trainer(max_steps=4, save_steps=2)
+    output_dir = Path(trainer.args.output_dir)
+
+    class FullDisk(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 4:
+                (output_dir / "checkpoint-4").mkdir()
+                (output_dir / "checkpoint-4" / name).symlink_to("/dev/full")
+
+    trainer.add_callback(FullDisk())
+    with pytest.raises(InputError, match=r"No space left|inline_container|iostream") as error:
+        trainer.train()
+    assert "start the same command again: it goes on from checkpoint-2." in str(error.value)
+    assert find_last_checkpoint(output_dir).name == "checkpoint-2"
+    again = make_trainer(max_steps=4, save_steps=2)
+    again.train(checkpoint_to_resume(output_dir, "auto"))
+    assert find_last_checkpoint(output_dir).name == "checkpoint-4"
+
+
+def test_a_folder_that_cannot_be_written_is_refused_and_one_that_is_not_there_yet_is_not(tmp_path):
+    (tmp_path / "file").touch()
+    check_writable(tmp_path / "new" / "run")
+    assert not (tmp_path / "new").exists()
+    for place in (tmp_path / "file" / "run", Path("/proc/1/run")):
+        with pytest.raises(InputError, match=f"output_dir: {place.parent} cannot be written"):
+            check_writable(place)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from transformers import TrainerCallback
 
-from electra_hf.checkpoints import find_damage, sorted_checkpoints
+from electra_hf.checkpoints import find_damage, find_last_checkpoint, sorted_checkpoints
 from electra_hf.stopping import SIGNALS, CleanStop
 
 
@@ -162,6 +162,41 @@ def test_a_signal_to_torchrun_leaves_a_complete_checkpoint_of_two_processes(reci
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0, output
     check_stopped(output_dir)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a disk of some kilobytes, or makes the one that it has mounted larger; needs root."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def resize(kilobytes, *options):
+        mount = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={kilobytes}k", *options]), "tmpfs", str(place)]
+        if subprocess.run(mount, capture_output=True).returncode:
+            pytest.skip("only root can mount a disk")
+        return place
+
+    yield resize
+    subprocess.run(["umount", str(place)], capture_output=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_is_one_message_and_code_2_and_with_more_room_the_command_goes_on(recipe, small_disk):
+    command, _ = recipe
+    output_dir = small_disk(1000) / "run"
+    command += ["--output_dir", str(output_dir), "--max_steps", "30", "--save_steps", "2", "--save_total_limit", "99"]
+    process = start(command)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 2 and "Traceback" not in output, output
+    assert output.count("error: output_dir: a checkpoint could not be saved") == 1, output
+    newest = find_last_checkpoint(output_dir)
+    assert newest and f"it goes on from {newest.name}." in output
+    small_disk(20_000, "remount")
+    process = start(command)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert find_last_checkpoint(output_dir).name == "checkpoint-30"
+    assert (output_dir / "discriminator" / "model.safetensors").is_file()
 
 
 @pytest.mark.slow

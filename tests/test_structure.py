@@ -10,7 +10,7 @@ PACKAGE = ROOT / "electra_hf"
 FLOORS = [
     ["errors"],
     ["sources", "corruption", "objectives", "sharing", "tokenization", "packing", "metrics", "optimization"],
-    ["readers", "checkpoints", "stopping", "figures", "tagging_metrics", "cards", "configuration", "flops"],
+    ["readers", "checkpoints", "stopping", "trackers", "figures", "tagging_metrics", "cards", "configuration", "flops"],
     ["corpus", "arguments", "modeling", "tagging", "hub"],
     ["alignment", "trainer"],
     ["__init__"],
