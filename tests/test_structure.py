@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "electra_hf"
 
@@ -49,3 +51,54 @@ def test_only_the_pair_imports_the_discriminators_near_namesake():
 
 def test_the_package_has_no_sub_packages():
     assert [path for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"] == []
+
+
+# What runs code that came as data, or writes where an archive says.
+FORBIDDEN_MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
+FORBIDDEN_CALLS = {"eval", "exec", "extract", "extractall", "unpack_archive", "system"}
+
+
+def dangers_in(source):
+    """What a file does that could run foreign code, as `line: what`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            modules = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+            if FORBIDDEN_MODULES & {module.partition(".")[0] for module in modules}:
+                yield f"{node.lineno}: import {' '.join(modules)}"
+        if isinstance(node, ast.keyword) and node.arg in ("trust_remote_code", "allow_pickle", "shell"):
+            if not (isinstance(node.value, ast.Constant) and node.value.value is False):
+                yield f"{node.value.lineno}: {node.arg}"
+        if isinstance(node, ast.Call):
+            target = ast.unparse(node.func)
+            keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            # `model.eval()` trains nothing and runs nothing: the builtin has an argument.
+            if target.rpartition(".")[2] in FORBIDDEN_CALLS and not (target.endswith(".eval") and not node.args):
+                yield f"{node.lineno}: {target}"
+            if target == "torch.load" and keywords.get("weights_only") != "True":
+                yield f"{node.lineno}: torch.load without weights_only=True"
+            if target in ("yaml.load", "yaml.compose") and "Safe" not in keywords.get("Loader", ""):
+                yield f"{node.lineno}: {target} without a safe loader"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *("import pickle", "from pickle import loads", "import marshal as m", "from joblib import load"),
+        *("eval('1')", "exec(text)", "builtins.eval(text)", "torch.load(file)", "torch.load(f, weights_only=False)"),
+        *("tarfile.open(f).extractall(folder)", "archive.extract(member)", "shutil.unpack_archive(f)"),
+        *("load(x, trust_remote_code=True)", "load(x, trust_remote_code=setting)", "np.load(f, allow_pickle=True)"),
+        *("run(text, shell=True)", "os.system(text)", "yaml.load(text, Loader=yaml.Loader)", "yaml.load(text)"),
+    ],
+)
+def test_the_look_for_dangers_finds(source):
+    assert list(dangers_in(source))
+
+
+def test_nothing_runs_code_that_came_as_data():
+    files = [*PACKAGE.glob("*.py"), *(ROOT / "recipes").glob("**/*.py")]
+    assert len(files) > 20
+    assert {str(file): found for file in files if (found := list(dangers_in(file.read_text(encoding="utf-8"))))} == {}
+    harmless = (
+        "model.eval(); archive.extractfile(member); torch.load(f, weights_only=True); f(trust_remote_code=False)"
+    )
+    assert list(dangers_in(harmless)) == []
