@@ -190,7 +190,7 @@ def _check_not_empty(report):
         raise InputError(f"corpus_files: the corpus is empty. Of {total['read']} lines read: {dropped}. Add text.")
     if report["test_share"] and not splits["test"]["sentences"]:
         raise InputError(
-            f"test_share: {report['test_share']} of {total['kept']} sentences held out none. Raise it, or set 0."
+            f"test_share: {report['test_share']} of {total['kept']} sentences held out none. Raise it, or add text."
         )
 
 

@@ -52,7 +52,7 @@ def pack_dataset(
     if len(rows) == 0:
         raise InputError(
             f"The {len(dataset)} texts together do not fill one row of max_length {max_length}. "
-            "Give more text, or choose a smaller max_length."
+            "Give more text (a larger test_share, if these are the ones held out), or choose a smaller max_length."
         )
     return PackedRows(rows)
 

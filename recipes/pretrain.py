@@ -14,6 +14,7 @@ from electra_hf.arguments import ModelArguments, PretrainingArguments, Tokenizer
 from electra_hf.cards import CardArguments, fill_discriminator_card, fill_generator_card
 from electra_hf.checkpoints import check_writable, checkpoint_to_resume
 from electra_hf.corpus import CorpusArguments, format_report, load_corpus
+from electra_hf.errors import InputError
 from electra_hf.figures import draw_curves
 from electra_hf.flops import train_flops
 from electra_hf.hub import push_results, take_push_settings
@@ -28,6 +29,8 @@ ARGUMENTS = (CorpusArguments, TokenizerArguments, ModelArguments, CardArguments,
 def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
     push = take_push_settings(training_args)
     check_writable(training_args.output_dir)
+    if not corpus_args.test_share:
+        raise InputError("test_share: 0 holds out nothing to measure on. Give a small share, such as 0.01.")
     checkpoint = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
     output_dir = Path(training_args.output_dir)
     with training_args.main_process_first(desc="preparing the data"):

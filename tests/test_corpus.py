@@ -149,7 +149,7 @@ def test_an_empty_corpus_is_an_error_and_leaves_nothing_behind(load, tmp_path, c
 
 
 def test_an_empty_test_part_is_an_error_with_the_way_out(load):
-    with pytest.raises(InputError, match="held out none. Raise it, or set 0"):
+    with pytest.raises(InputError, match="held out none. Raise it, or add text"):
         load({"a.txt": "unu\n"}, test_share=0.001)
 
 

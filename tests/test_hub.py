@@ -336,6 +336,12 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
         ("AKIA" + "ABCDEFGH12345678", "an AWS access key"),
         ("-----BEGIN RSA " + "PRIVATE KEY-----", "a private key"),
         ("ghp_" + "a" * 36, "a GitHub token"),
+        ("github_pat_" + "a1" * 30, "a GitHub token"),
+        ("api_org_" + "a1B2c3D4e5" * 4, "a Hugging Face token"),
+        ("ASIA" + "ABCDEFGH12345678", "an AWS access key"),
+        ("-----BEGIN " + "PRIVATE KEY-----", "a private key"),
+        ("xoxb" + "-123456789012-abcdefgh", "a Slack token"),
+        ("AIza" + "a1B2c3D4e5" * 3 + "abcde", "a Google API key"),
         ("https://me:" + "word@host/text.gz", "a password in an address"),
     ],
 )
@@ -344,6 +350,14 @@ def test_a_secret_in_a_text_file_stops_the_push(folder, secret, name):
     with pytest.raises(InputError, match=f"recipe.yaml, line 2: this looks like {name}") as error:
         select_files(folder)
     assert secret not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "tokenizer_config.json", "vocab.txt", "merges.txt"])
+def test_a_secret_in_any_text_that_goes_up_stops_the_push(folder, name):
+    with open(folder / name, "a") as file:
+        file.write("\nhf_" + "a1B2c3D4e5" * 4)
+    with pytest.raises(InputError, match=rf"{name}, line \d+: this looks like a Hugging Face token"):
+        select_files(folder)
 
 
 def test_the_token_in_use_is_a_secret_whatever_it_looks_like(folder, monkeypatch):

@@ -1,6 +1,7 @@
 """The house: imports point down, and nothing in it belongs to one machine."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,17 @@ def test_nothing_runs_code_that_came_as_data():
         "model.eval(); archive.extractfile(member); torch.load(f, weights_only=True); f(trust_remote_code=False)"
     )
     assert list(dangers_in(harmless)) == []
+
+
+STARTS = r"subprocess|os\.(exec|spawn|popen|posix_spawn|fork)"
+
+
+def test_no_process_gets_a_secret_as_an_argument():
+    # What starts no process gives it no argument; the cards ask nvidia-smi for the power of the GPU.
+    files = [*PACKAGE.glob("*.py"), *(ROOT / "recipes").glob("*.py")]
+    calls = {file.name: re.findall(r"(?:subprocess|os)\.(?:\w+)\(.*", file.read_text()) for file in files}
+    starting = {name: [call for call in found if re.search(STARTS, call)] for name, found in calls.items()}
+    assert {name: found for name, found in starting.items() if found} == {
+        "cards.py": ["subprocess.run(query, capture_output=True, text=True, check=True).stdout)"]
+    }
+    assert 'query = ["nvidia-smi", ' in (PACKAGE / "cards.py").read_text()
