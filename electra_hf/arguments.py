@@ -278,7 +278,7 @@ def run_recipe(main, *argument_classes):
         arguments = parse_arguments(*argument_classes)
         main(*arguments)
     except Exception as error:
-        if isinstance(error, InputError):
+        if isinstance(error, (InputError, FloatingPointError)):  # numbers broke: the message says what to lower
             message = error
         elif fault := disk_fault(error):
             message = f"{fault}. Make room there, or name a place that you may use, and start the same command again."

@@ -1,4 +1,8 @@
-"""What a complete checkpoint is: one whose manifest, written last, names every file by size and SHA-256."""
+"""What a complete checkpoint is: one whose manifest, written last, names every file by size and SHA-256.
+
+Reading every byte and flushing it to the disk takes longer than the save. Until that is done, a mark with the sizes
+counts, though only where the machine has not been started anew: a killed process takes nothing with it that it wrote.
+"""
 
 import hashlib
 import json
@@ -14,33 +18,52 @@ from electra_hf.errors import InputError, disk_fault
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+WRITTEN = "written.json"  # the mark; gone as soon as the manifest is there
 RUN = "run.json"
+_OWN = (MANIFEST, f"{MANIFEST}.tmp", WRITTEN, f"{WRITTEN}.tmp")
+_BOOT = Path("/proc/sys/kernel/random/boot_id")  # Linux: changes with every start of the machine
 _NO_SETTINGS = ("transformers_version", "dtype", "architectures", "_name_or_path")  # what a config notes besides
 _NEEDED = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
+def mark_written(checkpoint):
+    """Say that every file of a checkpoint is written, if not yet hashed and flushed: until `seal`, this counts."""
+    checkpoint = Path(checkpoint)
+    if _BOOT.is_file():
+        sizes = {name: {"size": (checkpoint / name).stat().st_size} for name in _files(checkpoint)}
+        _write(checkpoint / WRITTEN, {"boot": _BOOT.read_text(), "files": sizes})
+
+
 def seal(checkpoint):
-    """Write the manifest of a finished checkpoint. Until then the checkpoint does not count.
+    """Write the manifest of a finished checkpoint.
 
     Files are flushed to the disk before the manifest takes its name, so that a power cut leaves either all or none.
     """
     checkpoint = Path(checkpoint)
-    manifest = {name: _describe(checkpoint / name) for name in _files(checkpoint)}
-    temporary = checkpoint / f"{MANIFEST}.tmp"
-    temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    for name in (*manifest, temporary.name):
-        _flush(checkpoint / name)
-    os.replace(temporary, checkpoint / MANIFEST)
+    try:
+        manifest = {name: _describe(checkpoint / name) for name in _files(checkpoint)}
+        for name in manifest:
+            _flush(checkpoint / name)
+        _write(checkpoint / MANIFEST, manifest, flush=True)
+    finally:  # a disk that takes no bytes makes the sizes a lie
+        (checkpoint / WRITTEN).unlink(missing_ok=True)
     _flush(checkpoint)
     _flush(checkpoint.parent)
+
+
+def _write(path, content, flush=False):
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if flush:
+        _flush(temporary)
+    os.replace(temporary, path)
 
 
 def find_damage(checkpoint) -> str | None:
     """What keeps a run from going on from this checkpoint, file and reason, or None."""
     checkpoint = Path(checkpoint)
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        expected = {name: (entry["size"], entry["sha256"]) for name, entry in manifest.items()}
+        expected = {name: (entry["size"], entry.get("sha256")) for name, entry in _read_manifest(checkpoint).items()}
     except FileNotFoundError:
         return f"{MANIFEST} is missing: the save did not finish"
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
@@ -56,9 +79,21 @@ def find_damage(checkpoint) -> str | None:
         entry = _describe(checkpoint / name)
         if entry["size"] != size:
             return f"{name} has {entry['size']} bytes instead of {size}"
-        if entry["sha256"] != sha256:
+        if sha256 is not None and entry["sha256"] != sha256:
             return f"{name} has changed since it was written"
     return None
+
+
+def _read_manifest(checkpoint):
+    """The manifest, or what stands in for it until it is there."""
+    try:
+        mark = json.loads((checkpoint / WRITTEN).read_text(encoding="utf-8"))
+        if not is_sealed(checkpoint) and mark["boot"] == _BOOT.read_text():
+            return mark["files"]
+    except FileNotFoundError:
+        pass
+    manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    return {name: {"size": entry["size"], "sha256": entry["sha256"]} for name, entry in manifest.items()}
 
 
 def find_last_checkpoint(output_dir) -> Path | None:
@@ -95,7 +130,8 @@ def rotate(output_dir, limit: int | None):
 
 def delete(checkpoint):
     """Delete a checkpoint; killed in between, it is one whose save did not finish."""
-    (Path(checkpoint) / MANIFEST).unlink(missing_ok=True)
+    for name in (MANIFEST, WRITTEN):
+        (Path(checkpoint) / name).unlink(missing_ok=True)
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
@@ -110,9 +146,12 @@ def clear_way(output_dir, step: int):
     Left in place, those would count as newer than all that this run saves, and rotation would delete its own first.
     """
     for folder in sorted_checkpoints(output_dir):
-        if not is_sealed(folder):
+        if not is_sealed(folder) and find_damage(folder):
             delete(folder)
-        elif int(folder.name.rpartition("-")[2]) > step:
+            continue
+        if not is_sealed(folder):  # the run was killed before it came to it
+            seal(folder)
+        if int(folder.name.rpartition("-")[2]) > step:
             aside = folder.with_name(f"{folder.name}.aside")
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
@@ -204,7 +243,7 @@ def check_is_pair(folder) -> Path:
 
 def _files(checkpoint):
     names = (path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file())
-    return sorted(name for name in names if name not in (MANIFEST, f"{MANIFEST}.tmp"))
+    return sorted(name for name in names if name not in _OWN)
 
 
 def _describe(path):

@@ -1,6 +1,7 @@
 """Train a tokenizer whose accents survive, save it so that every reader of it agrees, and measure it."""
 
 import json
+import logging
 import math
 import re
 import textwrap
@@ -15,6 +16,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from electra_hf.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
 TOKENIZER_TYPES = ("wordpiece", "bpe")
@@ -46,7 +49,7 @@ def train_tokenizer(
 
     `vocab_size` is rounded up to a multiple of 64. A small corpus gives fewer tokens; the vocabulary is then filled
     with [unused0], [unused1], … to the next multiple of 64, so that `len(tokenizer)` is one in every case and each id
-    that a generator can sample has a token. Compare it with what was asked. Of more than 100 million characters
+    that a generator can sample has a token. A warning tells it. Of more than 100 million characters
     an even sample is read. The WordPiece trainer is not deterministic: train once, let every process load the files.
     Raises `InputError` for an unknown type, a size below 1, or no text.
     """
@@ -63,6 +66,9 @@ def train_tokenizer(
         backend, trainer = _byte_level_bpe(vocab_size, lowercase)
     batches = _batches(texts, MAX_TRAINING_CHARACTERS)
     backend.train_from_iterator(([LONG_WORD.sub(r"\1 ", text) for text in batch] for batch in batches), trainer)
+    tokens = backend.get_vocab_size()
+    if tokens < vocab_size - 64:
+        logger.warning("vocab_size: the corpus gives %s tokens, not the %s that were asked for.", tokens, vocab_size)
     return PreTrainedTokenizerFast(
         tokenizer_object=_fill_vocabulary(backend),
         model_max_length=model_max_length,

@@ -19,6 +19,7 @@ from electra_hf.checkpoints import (
     disk_faults_told,
     find_last_checkpoint,
     is_sealed,
+    mark_written,
     rotate,
     save_facts,
     seal,
@@ -278,6 +279,7 @@ class ElectraTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
                 save_facts(folder, self._facts())
+                mark_written(folder)
                 self._sealing = self._sealer.submit(self._seal, folder, limit)
 
     def _seal(self, folder, limit):

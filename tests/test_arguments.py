@@ -117,10 +117,11 @@ def test_a_defect_of_ours_keeps_its_traceback(monkeypatch):
     ("error", "words"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "cache/corpus.arrow"), "cache/corpus.arrow: No space left"),
+        (FloatingPointError("Start afresh with a lower learning_rate."), "error: Start afresh with a lower"),
         (OSError(errno.EROFS, "Read-only file system", "run"), "run: Read-only file system. Make room there, or name"),
     ],
 )
-def test_what_the_disk_refuses_is_one_message_and_exit_code_2(capsys, monkeypatch, error, words):
+def test_what_the_disk_refuses_and_broken_numbers_are_one_message_and_exit_code_2(capsys, monkeypatch, error, words):
     def main(*arguments):
         raise error
 

@@ -1,3 +1,4 @@
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -7,11 +8,14 @@ from transformers import TrainerCallback
 
 from electra_hf.checkpoints import (
     MANIFEST,
+    WRITTEN,
     check_writable,
     checkpoint_to_resume,
     clear_way,
     find_damage,
     find_last_checkpoint,
+    is_sealed,
+    mark_written,
     rotate,
     seal,
     sorted_checkpoints,
@@ -158,6 +162,69 @@ def test_auto_starts_afresh_where_there_is_nothing_and_never_ignores_what_there_
     shutil.rmtree(folder)
     with pytest.raises(InputError, match="is no complete checkpoint"):
         checkpoint_to_resume(tmp_path, str(folder))
+
+
+def test_what_is_written_counts_before_it_is_sealed_and_is_sealed_at_the_next_start(make_checkpoint, tmp_path):
+    make_checkpoint(1)
+    written = make_checkpoint(2, sealed=False)
+    half = make_checkpoint(3, sealed=False)
+    mark_written(written)
+    assert not is_sealed(written) and find_last_checkpoint(tmp_path) == written
+    clear_way(tmp_path, 3)  # from a checkpoint-3 of another folder, say
+    assert is_sealed(written) and not (written / WRITTEN).exists() and find_damage(written) is None
+    assert not half.exists()
+
+
+def test_what_was_written_before_the_machine_started_anew_counts_only_if_sealed(
+    make_checkpoint, tmp_path, monkeypatch
+):
+    sealed, written = make_checkpoint(1), make_checkpoint(2, sealed=False)
+    mark_written(written)
+    (tmp_path / "boot").write_text("another start\n")
+    monkeypatch.setattr("electra_hf.checkpoints._BOOT", tmp_path / "boot")
+    assert find_damage(written) == "manifest.json is missing: the save did not finish"
+    assert find_last_checkpoint(tmp_path) == sealed
+
+
+def test_without_a_name_for_the_start_of_the_machine_only_the_seal_counts(make_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("electra_hf.checkpoints._BOOT", tmp_path / "nowhere")
+    written = make_checkpoint(1, sealed=False)
+    mark_written(written)
+    assert find_damage(written) == "manifest.json is missing: the save did not finish"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_cut_or_gone_is_named_before_the_seal_too(make_checkpoint, name):
+    folder = make_checkpoint(1, sealed=False)
+    mark_written(folder)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[:-1])
+    assert find_damage(folder) == f"{name} has {len(content) - 1} bytes instead of {len(content)}"
+    (folder / name).unlink()
+    assert find_damage(folder) == f"{name} is missing"
+    (folder / name).write_bytes(content)
+    (folder / "more.bin").touch()
+    assert find_damage(folder) == "more.bin does not belong to it"
+
+
+@pytest.mark.parametrize("mark", ["", "{", "[]", "{}", '{"boot": 1}'])
+def test_a_damaged_mark_is_named(make_checkpoint, mark):
+    folder = make_checkpoint(1, sealed=False)
+    (folder / WRITTEN).write_text(mark)
+    assert find_damage(folder)
+
+
+def test_what_the_disk_would_not_take_does_not_count_as_written(make_checkpoint, monkeypatch):
+    folder = make_checkpoint(1, sealed=False)
+    mark_written(folder)
+
+    def refuse(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("electra_hf.checkpoints.os.fsync", refuse)
+    with pytest.raises(OSError):
+        seal(folder)
+    assert find_damage(folder) == "manifest.json is missing: the save did not finish"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full")

@@ -22,7 +22,7 @@ from electra_hf.stopping import SIGNALS, CleanStop
 def test_killed_at_every_step_of_a_save_and_at_random_moments_a_run_ends_as_the_one_never_killed(tmp_path):
     script = Path(__file__).parent / "train_until_killed.py"
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), "30"], capture_output=True, text=True, timeout=900
+        [sys.executable, str(script), str(tmp_path), "26"], capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout.split()[-9]) >= 50
@@ -184,7 +184,7 @@ def small_disk(tmp_path):
 def test_a_disk_that_fills_up_is_one_message_and_code_2_and_with_more_room_the_command_goes_on(recipe, small_disk):
     command, _ = recipe
     output_dir = small_disk(1000) / "run"
-    command += ["--output_dir", str(output_dir), "--max_steps", "30", "--save_steps", "2", "--save_total_limit", "99"]
+    command += ["--output_dir", str(output_dir), "--max_steps", "30", "--save_steps", "5", "--save_total_limit", "99"]
     process = start(command)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 2 and "Traceback" not in output, output
@@ -250,6 +250,22 @@ def test_a_signal_during_an_evaluation_breaks_it_off_and_saves(make_trainer, sto
     run_until_stopped(trainer, stop)
     assert trainer.state.global_step == 3 and len(batches) in (2, 3)
     assert not any("eval_loss" in log for log in trainer.state.log_history)
+
+
+def test_a_signal_during_the_last_evaluation_ends_at_once_with_its_code(make_trainer, stop):
+    trainer = make_trainer(max_steps=2, save_steps=2, per_device_eval_batch_size=1)
+    trainer.add_callback(stop)
+    trainer.train()
+    stop.exit_if_stopped()
+
+    class AtBatch(TrainerCallback):
+        def on_prediction_step(self, args, state, control, **kwargs):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    trainer.add_callback(AtBatch())
+    with pytest.raises(SystemExit) as end:
+        trainer.evaluate()
+    assert end.value.code == 130
 
 
 @pytest.mark.parametrize("max_steps", [2, 50])

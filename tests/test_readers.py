@@ -51,6 +51,12 @@ def test_strict_names_file_line_and_byte(tmp_path):
         read(tmp_path, b"bona\n" + "café\n".encode("latin-1"))
 
 
+@pytest.mark.parametrize("wrong", [b"\xed\xa0\x80", b"\xc0\xaf", b"\xf5\x80\x80\x80", b"\xe2\x82"])
+def test_a_lone_surrogate_and_whatever_else_utf8_forbids_is_named(tmp_path, wrong):
+    with pytest.raises(InputError, match=r"a\.txt, line 1, byte 2: 0x.. is not UTF-8"):
+        read(tmp_path, b"a" + wrong + b"\n")
+
+
 def test_replace_and_skip_count_the_lines_that_are_not_utf8(tmp_path):
     content = b"bona\ncaf\xe9\nfino\n"
     assert read(tmp_path, content, encoding_errors="replace") == (

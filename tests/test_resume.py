@@ -174,6 +174,7 @@ def test_a_longer_max_steps_goes_on(make_trainer):
         ({"seed": 5}, {}, "settings.seed was 42, now 5"),
         ({"generator_only_steps": 1}, {}, "settings.generator_only_steps was 0, now 1"),
         ({"learning_rate": 1e-3}, {}, "settings.learning_rate was 0.0005, now 0.001"),
+        ({}, {"discriminator_weight": 10.0}, "discriminator_weight was 50.0, now 10.0"),
         ({}, {"mask_probability": 0.3}, "mask_probability was 0.15, now 0.3"),
         ({}, {"discriminator": {"num_hidden_layers": 1}}, "num_hidden_layers was 2, now 1"),
     ],
@@ -184,6 +185,17 @@ def test_another_run_is_refused_with_the_difference(make_trainer, tiny_model, se
     with pytest.raises(InputError, match="belongs to a run with other settings") as refusal:
         other.train(str(Path(other.args.output_dir) / "checkpoint-2"))
     assert words in str(refusal.value)
+
+
+def test_another_number_of_processes_is_refused(make_trainer):
+    trainer = make_trainer(max_steps=2)
+    trainer.train()
+    checkpoint = Path(trainer.args.output_dir) / "checkpoint-2"
+    facts = json.loads((checkpoint / "run.json").read_text())
+    facts["settings"]["world_size"] = 2
+    (checkpoint / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="settings.world_size was 2, now 1"):
+        make_trainer().train(str(checkpoint))
 
 
 def test_other_rows_of_the_same_number_are_refused(make_trainer, rows):

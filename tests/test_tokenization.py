@@ -1,6 +1,7 @@
 """Accents survive every way in and out, sizes are multiples of 64, and what is no tokenizer is refused."""
 
 import json
+import re
 import unicodedata
 
 import pytest
@@ -94,18 +95,22 @@ def test_a_tokenizer_of_another_class_keeps_its_class_and_its_choices(tmp_path):
 
 @pytest.mark.parametrize("texts", [["a"], ["saluton mondo"], SENTENCES], ids=["a letter", "two words", "sentences"])
 @pytest.mark.parametrize("tokenizer_type", ["wordpiece", "bpe"])
-def test_a_small_corpus_still_gives_a_multiple_of_64_with_a_token_for_every_id(texts, tokenizer_type, tmp_path):
+def test_a_small_corpus_still_gives_a_multiple_of_64_with_a_token_for_every_id(
+    texts, tokenizer_type, tmp_path, caplog
+):
     save_tokenizer(train_tokenizer(texts, 52_000, tokenizer_type), tmp_path)
     tokenizer = load_tokenizer(tmp_path)
     assert len(tokenizer) % 64 == 0
     assert len(tokenizer) < 52_000
+    assert re.search(r"vocab_size: the corpus gives \d+ tokens, not the 52032 that were asked for", caplog.text)
     assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
     assert None not in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
 
 
-def test_a_corpus_that_can_fill_it_gets_the_size_that_was_asked():
+def test_a_corpus_that_can_fill_it_gets_the_size_that_was_asked(caplog):
     words = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrs"]
     assert len(train_tokenizer([" ".join(words)] * 3, 70)) == 128
+    assert not caplog.text
 
 
 def test_filled_up_tokens_never_stand_for_text():

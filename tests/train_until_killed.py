@@ -20,19 +20,21 @@ from electra_hf.checkpoints import checkpoint_to_resume, find_damage, sorted_che
 
 STEPS, SAVE_STEPS = 12, 3
 SETTINGS = {"max_steps": STEPS, "save_steps": SAVE_STEPS, "save_total_limit": 2, "learning_rate": 1e-3}
-SAVE = [  # in the order of a save
-    "transformers.Trainer.save_model",
-    "transformers.Trainer._save_optimizer_and_scheduler",
-    "transformers.Trainer._save_rng_state",
-    "electra_hf.trainer.TrainerState.save_to_json",
-    "electra_hf.trainer.ElectraTrainer._save_sums",
-    "electra_hf.trainer.save_facts",
-    "electra_hf.trainer.seal",
-    "electra_hf.checkpoints._describe",
-    "electra_hf.checkpoints._flush",
-    "electra_hf.checkpoints.os.replace",
-    "electra_hf.trainer.rotate",
-    "electra_hf.checkpoints.shutil.rmtree",
+SAVE = [  # in the order of a save; the number says at which call of it
+    ("transformers.Trainer.save_model", 3),
+    ("transformers.Trainer._save_optimizer_and_scheduler", 1),
+    ("transformers.Trainer._save_rng_state", 3),
+    ("electra_hf.trainer.TrainerState.save_to_json", 1),
+    ("electra_hf.trainer.ElectraTrainer._save_sums", 3),
+    ("electra_hf.trainer.save_facts", 1),
+    ("electra_hf.trainer.mark_written", 3),
+    ("electra_hf.checkpoints.os.replace", 1),  # of the mark
+    ("electra_hf.trainer.seal", 3),
+    ("electra_hf.checkpoints._describe", 1),
+    ("electra_hf.checkpoints._flush", 3),
+    ("electra_hf.checkpoints.os.replace", 2),  # of the manifest
+    ("electra_hf.trainer.rotate", 3),
+    ("electra_hf.checkpoints.shutil.rmtree", 1),
 ]
 
 
@@ -61,13 +63,13 @@ def start(folder, prepare=lambda: None):
         trainer = make_trainer(folder, **SETTINGS)
         progress = Progress(f"{folder}.progress")
         trainer.add_callback(progress)
-        seal = trainer_module.seal
+        mark_written = trainer_module.mark_written
 
-        def seal_and_tell(checkpoint):
-            seal(checkpoint)
-            progress.file.write(f"sealed {checkpoint.name.split('-')[1]}\n")
+        def mark_and_tell(checkpoint):
+            mark_written(checkpoint)
+            progress.file.write(f"saved {checkpoint.name.split('-')[1]}\n")
 
-        trainer_module.seal = seal_and_tell
+        trainer_module.mark_written = mark_and_tell
         trainer.train(checkpoint_to_resume(folder, "auto"))
         code = 0
     finally:
@@ -97,29 +99,29 @@ def wait(child):
 
 
 def check(folder, whole):
-    """The run has reached its end, equals the one never killed, and never began before what it had sealed."""
+    """The run has reached its end, equals the one never killed, and never began before what it had saved."""
     last = Path(folder) / f"checkpoint-{STEPS}"
     assert find_damage(last) is None
     assert_equal(load(last), whole)
     assert all(find_damage(checkpoint) is None for checkpoint in sorted_checkpoints(folder))
-    sealed, step, lost = 0, 0, 0
+    saved, step, lost = 0, 0, 0
     for line in Path(f"{folder}.progress").read_text().splitlines():
         event, number = line.split()[0], int(line.split()[1])
         if event == "begin":
-            assert number >= sealed, f"{folder}: began at {number}, though {sealed} was sealed"
+            assert number >= saved, f"{folder}: began at {number}, though {saved} was saved"
             lost = max(lost, step - number)
-        sealed = number if event == "sealed" else sealed
+        saved = number if event == "saved" else saved
         step = number
+    assert lost <= SAVE_STEPS, f"{folder}: {lost} steps were lost"
     return lost
 
 
 def main(root, random_kills):
     assert wait(start(f"{root}/whole")) == 0
     whole, kills, lost = load(Path(root) / "whole" / f"checkpoint-{STEPS}"), 0, []
-    for number, target in enumerate(SAVE):
+    for number, (target, call) in enumerate(SAVE):
         for after in (False, True):
             folder = f"{root}/named-{number}-{after}"
-            call = 1 if number % 2 else 3
             assert wait(start(folder, lambda t=target, c=call, a=after: kill_at(t, c, a))) == -signal.SIGKILL, target
             assert wait(start(folder)) == 0, target
             kills += 1
