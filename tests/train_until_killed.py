@@ -117,7 +117,9 @@ def check(folder, whole):
 
 
 def main(root, random_kills):
+    began = time.monotonic()
     assert wait(start(f"{root}/whole")) == 0
+    seconds = time.monotonic() - began
     whole, kills, lost = load(Path(root) / "whole" / f"checkpoint-{STEPS}"), 0, []
     for number, (target, call) in enumerate(SAVE):
         for after in (False, True):
@@ -131,8 +133,8 @@ def main(root, random_kills):
         folder, code = f"{root}/random-{run}", None
         while code != 0:
             child = start(folder)
-            # From the start of the process to behind its end, wherever that is on this machine.
-            time.sleep(chance.uniform(0.0, 1.2))
+            # From the start of the process to behind its end, wherever that is on this machine and at this hour.
+            time.sleep(chance.uniform(0.0, 1.3 * seconds))
             os.kill(child, signal.SIGKILL)
             code = wait(child)
             assert code in (0, -signal.SIGKILL), code
