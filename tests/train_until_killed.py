@@ -130,11 +130,12 @@ def main(root, random_kills):
             lost.append(check(folder, whole))
     chance, run = random.Random(0), 0
     while kills < len(SAVE) * 2 + random_kills:
-        folder, code = f"{root}/random-{run}", None
+        folder, code, longest = f"{root}/random-{run}", None, 1.3 * seconds
         while code != 0:
             child = start(folder)
             # From the start of the process to behind its end, wherever that is on this machine and at this hour.
-            time.sleep(chance.uniform(0.0, 1.3 * seconds))
+            time.sleep(chance.uniform(0.0, longest))
+            longest *= 1.1
             os.kill(child, signal.SIGKILL)
             code = wait(child)
             assert code in (0, -signal.SIGKILL), code
