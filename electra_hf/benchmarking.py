@@ -1,0 +1,170 @@
+"""Time several ways of training side by side: the same text and architecture, short windows in turn, in one run."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, Features, List, Value
+from torch.utils.data import DataLoader
+
+from electra_hf.errors import InputError
+from electra_hf.flops import flops_per_token
+from electra_hf.packing import PackedRows, collate_rows, pack_dataset
+from electra_hf.tokenization import save_tokenizer
+
+# What a table row adds to the one above it; the contenders are those of `contenders.py`.
+ROWS = {
+    "simpletransformers": "simpletransformers 0.70.8",
+    "stock_padded": "stock modules and Trainer, padded sentences",
+    "stock": "stock modules and Trainer, packed rows",
+    "selected_only": "+ logits at selected positions only",
+    "own_pair": "+ select, mask and sample in the forward pass",
+    "ours": "+ ElectraTrainer",
+    "ours_compiled": "+ torch_compile",
+    "ours_bf16": "ElectraTrainer, bf16",
+    "ours_bf16_compiled": "ElectraTrainer, bf16, torch_compile",
+    "bare_compiled": "bare loop, torch.compile",
+    "bare_bf16_compiled": "bare loop, bf16, torch.compile",
+}
+
+
+def write_task(folder: Path, texts: Dataset, tokenizer, config, max_length: int, least_rows: int) -> PackedRows:
+    """Write what all contenders train on: the pair's configuration, the tokenizer, the text, its rows.
+
+    A text with fewer rows than `least_rows` is repeated: a window must not meet the end of an epoch. Returns the
+    packed rows.
+    """
+    config.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+    (folder / "text.txt").write_text("\n".join(texts["text"]) + "\n", encoding="utf-8")
+    packed = pack_dataset(texts, tokenizer, max_length)
+    ids = packed.__getitems__(range(len(packed))).numpy()
+    rows = np.resize(ids, (max(least_rows, len(ids)), max_length))
+    _save(folder / "rows", {"input_ids": rows}, max_length)
+
+    sentences = tokenizer(
+        list(islice(cycle(texts["text"]), max(least_rows, len(texts)))),
+        truncation=True,
+        padding="max_length",
+        max_length=max_length,
+        return_token_type_ids=False,
+    )
+    _save(folder / "sentences", dict(sentences), max_length)
+    return packed
+
+
+def _save(folder, columns, length):
+    features = Features({name: List(Value("int32"), length=length) for name in columns})
+    Dataset.from_dict(columns, features=features).save_to_disk(folder)
+
+
+class Contender:
+    """A process that trains on command; see `contenders.py`."""
+
+    def __init__(self, name: str, folder: Path, batch_size: int, python=sys.executable):
+        self.name = name
+        self.log = folder / f"{name}.log"
+        root = str(Path(__file__).parents[1])
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+            "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"),
+            "HF_HUB_OFFLINE": "1",
+            "WANDB_MODE": "disabled",
+        }
+        start = time.perf_counter()
+        self.process = subprocess.Popen(
+            [str(python), "-m", "electra_hf.contenders", name, str(folder), str(batch_size)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log.open("w"),
+            text=True,
+        )
+        self._read()
+        self.seconds_to_first_step = time.perf_counter() - start
+
+    def run(self, command: int | str) -> dict:
+        """Run so many steps, or one with a save: `seconds`, `work` (tokens, operations), `stall`, `memory` (bytes)."""
+        self.process.stdin.write(f"{command}\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def _read(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise InputError(f"{self.name} ended with exit code {self.process.wait()}; its last words are in {self.log}")
+        return json.loads(line)
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def race(contenders: list[Contender], windows: int, steps: int, warmup_steps: int = 2) -> dict[str, list[dict]]:
+    """The answers of every contender to `windows` windows of `steps` steps, in turn, after a warm-up."""
+    for contender in contenders:
+        contender.run(warmup_steps)
+    answers = {contender.name: [] for contender in contenders}
+    for _ in range(windows):
+        for contender in contenders:
+            answers[contender.name].append(contender.run(steps))
+    return answers
+
+
+def summarise(answers: list[dict]) -> dict:
+    """Median, lowest and highest work per second of a contender's windows, and its peak memory."""
+    speeds = sorted(answer["work"] / answer["seconds"] for answer in answers)
+    return {
+        "per_second": statistics.median(speeds),
+        "lowest": speeds[0],
+        "highest": speeds[-1],
+        "memory": answers[-1]["memory"],
+    }
+
+
+def tabulate(results: dict[str, dict], config, max_length: int) -> list[dict]:
+    """The rows of the table: real tokens per second, ratio to the first row, share of the matrix-product rate.
+
+    The operations counted are those that the pair needs on packed rows (`flops_per_token`), whatever a contender
+    computes beside them; the rate is that of fp32, or of bf16 where the row trains in it.
+    """
+    names = [name for name in ROWS if name in results]
+    first = results[names[0]]["per_second"]
+    table = []
+    for name in names:
+        result = results[name]
+        products = results["products_bfloat16" if "bf16" in name else "products_float32"]["per_second"]
+        share = result["per_second"] * flops_per_token(config, max_length) / products
+        row = {"name": ROWS[name], **result, "ratio": result["per_second"] / first, "share_of_products": share}
+        table.append(row)
+    return table
+
+
+def format_table(table: list[dict]) -> str:
+    """The table as Markdown."""
+    lines = [
+        "| | tokens/s | lowest to highest | ratio | share of products | memory, GB | first step, s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in table:
+        lines.append(
+            f"| {row['name']} | {row['per_second']:,.0f} | {row['lowest']:,.0f} to {row['highest']:,.0f} "
+            f"| {row['ratio']:.2f} | {row['share_of_products']:.0%} | {row['memory'] / 1e9:.2f} "
+            f"| {row['seconds_to_first_step']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def measure_feed(rows: PackedRows, batch_size: int, seconds: float = 2.0) -> float:
+    """Tokens per second that one process feeds: shuffled rows from the memory map to tensors."""
+    tokens, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        for batch in DataLoader(rows, batch_size, shuffle=True, drop_last=True, collate_fn=collate_rows):
+            tokens += batch["input_ids"].numel()
+    return tokens / (time.perf_counter() - start)
