@@ -225,6 +225,7 @@ def _settings(folder, batch_size):
         "dataloader_drop_last": True,
         "disable_tqdm": True,
         "report_to": "none",
+        "use_cpu": not torch.cuda.is_available(),  # else bf16 is refused there
     }
 
 

@@ -128,6 +128,10 @@ class ElectraForPretraining(PreTrainedModel):
         load_as_residuals(pair.discriminator, parts["discriminator"].state_dict())
         return pair
 
+    def train(self, mode: bool = True):
+        # The Trainer asks before every micro-batch, and to tell 300 modules takes a millisecond.
+        return self if self.training == mode else super().train(mode)
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> ElectraForPretrainingOutput:
         """`input_ids` (B, L) int64; `attention_mask` (B, L), 0 on padding, needed only where rows are padded."""
         config = self.config

@@ -25,6 +25,7 @@ from electra_hf.checkpoints import (
     seal,
 )
 from electra_hf.errors import InputError
+from electra_hf.flops import flops_per_token
 from electra_hf.metrics import PretrainingMetrics, diagnose
 from electra_hf.packing import collate_rows
 from electra_hf.stopping import EvaluationStopped, protect_workers
@@ -159,6 +160,18 @@ class ElectraTrainer(Trainer):
             logs["train_tokens"] = tokens
             logs["train_tokens_per_second"] = this_session / logs["train_runtime"]
         super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs):
+        # The Trainer's own count walks over all modules at every micro-batch, and leaves attention out.
+        input_ids = inputs["input_ids"]
+        return input_ids.numel() * flops_per_token(self.model.config, input_ids.shape[1], self.model.generator_only)
+
+    def _clip_grad_norm(self, model):
+        if self.is_fsdp_enabled:
+            return super()._clip_grad_norm(model)
+        # The optimizer holds the parameters in lists; the Trainer collects them from 300 modules at every step.
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        return self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm)
 
     def _get_grad_norm(self, model, grad_norm=None):
         """Called between clipping and the optimizer's step: a non-finite gradient must not reach the weights."""
