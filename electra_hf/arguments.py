@@ -13,6 +13,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from transformers.utils import is_torch_tf32_available
 
 from electra_hf.configuration import ElectraPretrainingConfig
 from electra_hf.errors import InputError, disk_fault
@@ -242,7 +243,11 @@ class PretrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "There are none."})
 
     def __post_init__(self):
+        if self.tf32 is None and is_torch_tf32_available():
+            self.tf32 = True  # for matrix products that stay in fp32
         super().__post_init__()
+        # A batch goes to the device while that computes; otherwise every copy would wait for the step before it.
+        self.accelerator_config.non_blocking = torch.cuda.is_available()
         if self.hub_token is not None:
             raise InputError(
                 "hub_token: give the token by `hf auth login` or the variable HF_TOKEN, never as a setting."

@@ -98,7 +98,9 @@ class Contender:
     def _read(self):
         line = self.process.stdout.readline()
         if not line:
-            raise InputError(f"{self.name} ended with exit code {self.process.wait()}; its last words are in {self.log}")
+            raise InputError(
+                f"{self.name} ended with exit code {self.process.wait()}; its last words are in {self.log}"
+            )
         return json.loads(line)
 
     def close(self):

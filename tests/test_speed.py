@@ -1,0 +1,71 @@
+"""What makes a step fast on a GPU, as far as a CPU can tell: one graph, and nothing that waits for the device."""
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import TrainerCallback
+
+from electra_hf.flops import flops_per_token
+
+# Operations whose result Python needs before it goes on: on a GPU the host would wait for them.
+WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
+
+
+@pytest.mark.parametrize("precision", [{}, {"bf16": True}])
+def test_compiled_training_is_one_graph_a_stage_without_a_break(make_trainer, precision):
+    counters.clear()
+    torch._dynamo.reset()
+    trainer = make_trainer(
+        max_steps=5,
+        generator_only_steps=2,
+        gradient_accumulation_steps=2,
+        torch_compile=True,
+        torch_compile_backend="aot_eager",
+        **precision,
+    )
+    trainer.train()
+    trainer.evaluate()
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 2
+
+
+class _Waits(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.overloadpacket.__name__
+        if name in WAITING:
+            self.names.append(name)
+        return operation(*args, **(kwargs or {}))
+
+
+class _BetweenSteps(TrainerCallback):
+    """Enters the mode at the end of the first step and leaves it at the end of the last but one."""
+
+    def __init__(self, mode):
+        self.mode = mode
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            self.mode.__enter__()
+        if state.global_step == state.max_steps - 1:
+            self.mode.__exit__(None, None, None)
+
+
+def test_no_step_waits_for_the_device_between_two_logs(make_trainer):
+    trainer, waits = make_trainer(max_steps=5, logging_steps=100), _Waits()
+    trainer.add_callback(_BetweenSteps(waits))
+    trainer.train()
+    assert waits.names == []
+
+
+def test_the_operations_that_the_trainer_adds_up_are_those_of_the_shapes(make_trainer, rows):
+    trainer = make_trainer(max_steps=4, generator_only_steps=1)
+    trainer.train()
+    config, tokens = trainer.model.config, 8 * rows(1).shape[1]
+    one = flops_per_token(config, rows(1).shape[1], generator_only=True)
+    both = flops_per_token(config, rows(1).shape[1])
+    assert trainer.state.total_flos == pytest.approx(tokens * (one + 3 * both))
