@@ -46,8 +46,9 @@ class Baton:
     def __init__(self, work_per_step):
         self.answers = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)  # whatever a library prints goes to the log
-        self.left, self.start, self.work, self.work_per_step = 1, time.perf_counter(), 0, work_per_step
+        self.left, self.work, self.work_per_step = 1, 0, work_per_step
         self.is_saving, self.stall = False, None
+        self.start, self.cpu_start = time.perf_counter(), time.process_time()
 
     def __call__(self, *_):
         self.left -= 1
@@ -56,15 +57,20 @@ class Baton:
             return
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - self.start
-        answer = {"seconds": seconds, "work": float(self.work), "stall": self.stall, "memory": _peak_memory()}
+        answer = {
+            "seconds": time.perf_counter() - self.start,
+            "cpu_seconds": time.process_time() - self.cpu_start,
+            "work": float(self.work),
+            "stall": self.stall,
+            "memory": _peak_memory(),
+        }
         print(json.dumps(answer), file=self.answers, flush=True)
         command = sys.stdin.readline().strip()
         if not command:
             os._exit(0)  # out of the middle of a Trainer, there is nothing to clean up
         self.is_saving = command == "save"
         self.left, self.work = 1 if self.is_saving else int(command), 0
-        self.start = time.perf_counter()
+        self.start, self.cpu_start = time.perf_counter(), time.process_time()
 
     def count_tokens(self, model):
         """For inputs that hold padding (id 0): count what is real at every forward pass."""
