@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 # One stamp per environment: set up again only when what it is made from has changed.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -30,7 +30,16 @@ lint: install  ## ruff: style and formatting
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 
+.venv-peers/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	.venv-peers/bin/python -m pip install --quiet --constraint constraints.txt --editable . simpletransformers==0.70.8
+	touch $@
+
+benchmark-peers: install .venv-peers/.installed  ## time training steps here, simpletransformers beside them
+	$(BIN)/python recipes/benchmark.py --peers_python .venv-peers/bin/python
+
 clean:  ## remove what the runs of this folder made
 	rm -rf outputs
 
-.PHONY: help install quickstart test test-fast lint clean
+.PHONY: help install quickstart test test-fast lint benchmark-peers clean

@@ -2,14 +2,17 @@
 
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import Dataset, Features, List, Value
 from torch.utils.data import DataLoader
 
@@ -32,6 +35,19 @@ ROWS = {
     "bare_compiled": "bare loop, torch.compile",
     "bare_bf16_compiled": "bare loop, bf16, torch.compile",
 }
+
+
+PRODUCTS = ("products_float32", "products_bfloat16")
+
+
+def describe_machine() -> dict:
+    """What the numbers were measured on."""
+    return {
+        "system": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "torch": torch.__version__,
+    }
 
 
 def write_task(folder: Path, texts: Dataset, tokenizer, config, max_length: int, least_rows: int) -> PackedRows:
@@ -108,7 +124,17 @@ class Contender:
         self.process.wait()
 
 
-def race(contenders: list[Contender], windows: int, steps: int, warmup_steps: int = 2) -> dict[str, list[dict]]:
+def start(names: list[str], folder: Path, batch_size: int, peers_python: str | None) -> dict[str, Contender]:
+    """The contenders by name, started one after the other up to their first steps."""
+    contenders = {}
+    for name in names:
+        python = peers_python if name == "simpletransformers" else sys.executable
+        contenders[name] = Contender(name, folder, batch_size, python)
+        print(f"{name}: first step after {contenders[name].seconds_to_first_step:.0f} s", flush=True)
+    return contenders
+
+
+def race(contenders: Collection[Contender], windows: int, steps: int, warmup_steps: int = 2) -> dict[str, list[dict]]:
     """The answers of every contender to `windows` windows of `steps` steps, in turn, after a warm-up."""
     for contender in contenders:
         contender.run(warmup_steps)
@@ -119,14 +145,16 @@ def race(contenders: list[Contender], windows: int, steps: int, warmup_steps: in
     return answers
 
 
-def summarise(answers: list[dict]) -> dict:
-    """Median, lowest and highest work per second of a contender's windows, and its peak memory."""
+def summarise(contender: Contender, answers: list[dict]) -> dict:
+    """Median, lowest and highest work per second of a contender's windows, and what else was seen of it."""
     speeds = sorted(answer["work"] / answer["seconds"] for answer in answers)
     return {
         "per_second": statistics.median(speeds),
         "lowest": speeds[0],
         "highest": speeds[-1],
+        "per_cpu_second": statistics.median(answer["work"] / answer["cpu_seconds"] for answer in answers),
         "memory": answers[-1]["memory"],
+        "seconds_to_first_step": contender.seconds_to_first_step,
     }
 
 
@@ -161,6 +189,22 @@ def format_table(table: list[dict]) -> str:
             f"| {row['seconds_to_first_step']:.0f} |"
         )
     return "\n".join(lines)
+
+
+def measure_restart(name: str, folder: Path, batch_size: int) -> float:
+    """Seconds from the start of a process to its first step, compiled code being found in the cache."""
+    contender = Contender(name, folder, batch_size)
+    contender.close()
+    return contender.seconds_to_first_step
+
+
+def measure_stall(contender: Contender, times: int = 3) -> float:
+    """Seconds that training stands still for a checkpoint: the median."""
+    stalls = []
+    for _ in range(times):
+        stalls.append(contender.run("save")["stall"])
+        contender.run(2)
+    return statistics.median(stalls)
 
 
 def measure_feed(rows: PackedRows, batch_size: int, seconds: float = 2.0) -> float:

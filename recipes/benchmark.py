@@ -4,20 +4,21 @@ python recipes/benchmark.py [--corpus_files my_text.txt] [--peers_python .venv-p
 """
 
 import json
-import platform
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-import torch
 
 from electra_hf.arguments import as_dict, run_recipe
 from electra_hf.benchmarking import (
+    PRODUCTS,
     ROWS,
-    Contender,
+    describe_machine,
     format_table,
     measure_feed,
+    measure_restart,
+    measure_stall,
     race,
+    start,
     summarise,
     tabulate,
     write_task,
@@ -55,53 +56,47 @@ class BenchmarkArguments:
         self.discriminator = as_dict("discriminator", self.discriminator)
         if unknown := set(self.rows) - set(ROWS):
             raise InputError(f"rows: expected some of {', '.join(ROWS)}, got {sorted(unknown)[0]}.")
+        self.rows = [
+            name for name in ROWS if name in self.rows and (name != "simpletransformers" or self.peers_python)
+        ]
 
 
 def main(arguments):
-    # The task: one text, one tokenizer, one architecture for all
-    folder = Path(arguments.output_dir)
-    shutil.rmtree(folder / "task", ignore_errors=True)
+    # Task: one text, one tokenizer, one architecture for all
+    folder, length = Path(arguments.output_dir), arguments.max_length
+    task = folder / "task"
+    shutil.rmtree(task, ignore_errors=True)  # with the code compiled last time: the first start is a cold one
     corpus, _ = load_corpus(CorpusArguments(corpus_files=arguments.corpus_files))
     tokenizer = train_tokenizer_once(folder / "tokenizer", corpus["train"], vocab_size=arguments.vocab_size)
-    config = ElectraPretrainingConfig.from_size(
-        "small",
-        vocab_size=arguments.vocab_size,
-        generator=arguments.generator,
-        discriminator=arguments.discriminator,
-    )
+    networks = {"generator": arguments.generator, "discriminator": arguments.discriminator}
+    config = ElectraPretrainingConfig.from_size("small", vocab_size=arguments.vocab_size, **networks)
     least_rows = 1_000 * max(arguments.batch_sizes)
-    packed = write_task(folder / "task", corpus["train"], tokenizer, config, arguments.max_length, least_rows)
+    packed = write_task(task, corpus["train"], tokenizer, config, length, least_rows)
 
-    report = {
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "torch": torch.__version__,
-        "tables": {},
-    }
+    report = {"machine": describe_machine(), "settings": asdict(arguments), "tables": {}}
     for batch_size in arguments.batch_sizes:
-        # Contenders: each in its own process, one after the other up to its first step
-        python = {"simpletransformers": arguments.peers_python}
-        names = [name for name in ROWS if name in arguments.rows and python.get(name, True)]
-        contenders = []
-        for name in [*names, "products_float32", "products_bfloat16"]:
-            contenders.append(Contender(name, folder / "task", batch_size, *filter(None, [python.get(name)])))
-            print(f"{name}: first step after {contenders[-1].seconds_to_first_step:.0f} s", flush=True)
-
         # Windows: all contenders in turn, so that what else runs on the machine meets all of them alike
-        answers = race(contenders, arguments.windows, arguments.window_steps)
-        results = {contender.name: summarise(answers[contender.name]) for contender in contenders}
-        for contender in contenders:
-            results[contender.name]["seconds_to_first_step"] = contender.seconds_to_first_step
+        contenders = start([*arguments.rows, *PRODUCTS], task, batch_size, arguments.peers_python)
+        answers = race(contenders.values(), arguments.windows, arguments.window_steps)
+        results = {name: summarise(contender, answers[name]) for name, contender in contenders.items()}
+        table = tabulate(results, config, length)
+        report["tables"][batch_size] = {"rows": table, "answers": answers}
+        print(f"\n{batch_size} rows of {length} tokens a step\n{format_table(table)}\n", flush=True)
+        draw_benchmark(table, folder / f"benchmark_{batch_size}.png")
+
+        # Beside the steps: what a checkpoint costs
+        if "ours" in contenders:
+            report["checkpoint_stall_seconds"] = measure_stall(contenders["ours"])
+        for contender in contenders.values():
             contender.close()
 
-        table = tabulate(results, config, arguments.max_length)
-        report["tables"][batch_size] = {"rows": table, "results": results, "answers": answers}
-        print(f"\n{batch_size} rows of {arguments.max_length} tokens a step\n{format_table(table)}\n", flush=True)
-
+    # Beside the steps: a second start, and the way from the rows to the model
+    if "ours_compiled" in arguments.rows:
+        report["warm_start_seconds"] = measure_restart("ours_compiled", task, arguments.batch_sizes[0])
     report["feed_tokens_per_second"] = measure_feed(packed, arguments.batch_sizes[0])
-    print(f"host feed: {report['feed_tokens_per_second']:,.0f} tokens/s")
+    for name in ("checkpoint_stall_seconds", "warm_start_seconds", "feed_tokens_per_second"):
+        print(f"{name}: {report.get(name, float('nan')):,.2f}")
     (folder / "benchmark.json").write_text(json.dumps(report, indent=2) + "\n")
-    draw_benchmark(table, folder / "benchmark.png")
 
 
 if __name__ == "__main__":

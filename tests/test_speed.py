@@ -69,3 +69,19 @@ def test_the_operations_that_the_trainer_adds_up_are_those_of_the_shapes(make_tr
     one = flops_per_token(config, rows(1).shape[1], generator_only=True)
     both = flops_per_token(config, rows(1).shape[1])
     assert trainer.state.total_flos == pytest.approx(tokens * (one + 3 * both))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"torch_compile": True}, {"bf16": True}, {"bf16": True, "torch_compile": True}])
+def test_compiled_and_bf16_training_ends_within_the_seed_noise_of_the_plain_one(make_trainer, tiny_model, settings):
+    def last_losses(seed, **settings):
+        trainer = make_trainer(
+            tiny_model(), seed=seed, max_steps=200, warmup_steps=20, learning_rate=5e-3, logging_steps=50, **settings
+        )
+        trainer.train()
+        log = [log for log in trainer.state.log_history if "generator_loss" in log][-1]
+        return torch.tensor([log["generator_loss"], log["discriminator_loss"]])
+
+    plain = torch.stack([last_losses(seed) for seed in range(5)])
+    mean, noise = plain.mean(0), plain.std(0)
+    assert ((last_losses(7, **settings) - mean).abs() < 4 * noise).all()

@@ -16,6 +16,7 @@ FLOORS = [
     ["readers", "checkpoints", "stopping", "figures", "tagging_metrics", "cards", "configuration", "flops"],
     ["corpus", "arguments", "modeling", "tagging", "hub"],
     ["alignment", "trainer"],
+    ["contenders", "benchmarking"],
     ["__init__"],
 ]
 
