@@ -28,10 +28,11 @@ ROWS = {
     "stock": "stock modules and Trainer, packed rows",
     "selected_only": "+ logits at selected positions only",
     "own_pair": "+ select, mask and sample in the forward pass",
-    "ours": "+ ElectraTrainer",
+    "ours": "+ ElectraTrainer (keeps freed memory on a CPU)",
     "ours_compiled": "+ torch_compile",
     "ours_bf16": "ElectraTrainer, bf16",
     "ours_bf16_compiled": "ElectraTrainer, bf16, torch_compile",
+    "bare": "bare loop",
     "bare_compiled": "bare loop, torch.compile",
     "bare_bf16_compiled": "bare loop, bf16, torch.compile",
 }

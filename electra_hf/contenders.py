@@ -32,7 +32,7 @@ from electra_hf.configuration import ElectraPretrainingConfig
 from electra_hf.modeling import ElectraForPretraining
 from electra_hf.packing import PackedRows, collate_rows
 from electra_hf.tokenization import load_tokenizer
-from electra_hf.trainer import ElectraTrainer
+from electra_hf.trainer import ElectraTrainer, keep_freed_memory
 
 ENDLESS = 1_000_000  # steps: the one that asks says when it is enough
 
@@ -159,13 +159,15 @@ def train_ours(baton, folder, batch_size, **settings):
     trainer.train()
 
 
-def train_bare(baton, folder, batch_size, bf16=False):
-    """The loop one would write by hand around the same compiled step, to see what the Trainer costs."""
+def train_bare(baton, folder, batch_size, bf16=False, compiled=True):
+    """The loop one would write by hand around the same step, to see what the Trainer costs."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        keep_freed_memory()
     model = ElectraForPretraining(ElectraPretrainingConfig.from_pretrained(folder)).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, eps=1e-6, weight_decay=0.01, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 10_000))
-    step = torch.compile(model)
+    step = torch.compile(model) if compiled else model
     rows = PackedRows(load_from_disk(folder / "rows"))
     while True:
         for batch in DataLoader(rows, batch_size, shuffle=True, drop_last=True, collate_fn=collate_rows):
@@ -245,6 +247,7 @@ CONTENDERS = {
     "ours_compiled": partial(train_ours, torch_compile=True),
     "ours_bf16": partial(train_ours, bf16=True),
     "ours_bf16_compiled": partial(train_ours, bf16=True, torch_compile=True),
+    "bare": partial(train_bare, compiled=False),
     "bare_compiled": train_bare,
     "bare_bf16_compiled": partial(train_bare, bf16=True),
     "products_float32": partial(multiply, dtype=torch.float32),
