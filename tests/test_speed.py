@@ -1,5 +1,8 @@
 """What makes a step fast on a GPU, as far as a CPU can tell: one graph, and nothing that waits for the device."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -85,3 +88,25 @@ def test_compiled_and_bf16_training_ends_within_the_seed_noise_of_the_plain_one(
     plain = torch.stack([last_losses(seed) for seed in range(5)])
     mean, noise = plain.mean(0), plain.std(0)
     assert ((last_losses(7, **settings) - mean).abs() < 4 * noise).all()
+
+
+_FRESH_PAGES = """
+import resource, torch
+from electra_hf.trainer import keep_freed_memory
+{call}
+def fill():
+    torch.zeros(16 << 20).add_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+fill(); start = fill()
+for _ in range(10): end = fill()
+print(end - start)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's way")
+def test_a_large_tensor_finds_the_memory_of_the_last_one_where_freed_memory_is_kept():
+    def fresh_pages(call):
+        command = [sys.executable, "-c", _FRESH_PAGES.format(call=call)]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert fresh_pages("keep_freed_memory()") < 1_000 < fresh_pages("")
