@@ -82,7 +82,6 @@ def main(arguments):
         table = tabulate(results, config, length)
         report["tables"][batch_size] = {"rows": table, "answers": answers}
         print(f"\n{batch_size} rows of {length} tokens a step\n{format_table(table)}\n", flush=True)
-        draw_benchmark(table, folder / f"benchmark_{batch_size}.png")
 
         # Beside the steps: what a checkpoint costs
         if "ours" in contenders:
@@ -96,6 +95,7 @@ def main(arguments):
     report["feed_tokens_per_second"] = measure_feed(packed, arguments.batch_sizes[0])
     for name in ("checkpoint_stall_seconds", "warm_start_seconds", "feed_tokens_per_second"):
         print(f"{name}: {report.get(name, float('nan')):,.2f}")
+    draw_benchmark(report["tables"][arguments.batch_sizes[0]]["rows"], folder / "benchmark.png")
     (folder / "benchmark.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
