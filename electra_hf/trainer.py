@@ -1,6 +1,5 @@
 """`ElectraTrainer`: the Hugging Face Trainer with a log, an evaluation and a learning rate that fit the pair."""
 
-import ctypes
 import hashlib
 import logging
 import time
@@ -27,6 +26,7 @@ from electra_hf.checkpoints import (
 )
 from electra_hf.errors import InputError
 from electra_hf.flops import flops_per_token
+from electra_hf.memory import keep_freed_memory
 from electra_hf.metrics import PretrainingMetrics, diagnose
 from electra_hf.packing import collate_rows
 from electra_hf.stopping import EvaluationStopped, protect_workers
@@ -39,21 +39,7 @@ _SETTINGS = (
     *("seed data_seed world_size generator_only_steps learning_rate warmup_steps lr_scheduler_type optim").split(),
     *("weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm").split(),
 )
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 MAX_SKIPPED_IN_A_ROW = 10  # steps without a finite gradient after which a run does not recover by itself
-
-
-def keep_freed_memory():
-    """Let glibc reuse the memory of large tensors; it would return it to the system, and fetch fresh pages for each.
-
-    Training on a CPU takes a fifth less time (recipes/SPEED.md). Other C libraries are left as they are.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # macOS, musl, Windows
-        return
-    mallopt(_M_MMAP_MAX, 0)
-    mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 class _OwnRandomStream(TrainerCallback):

@@ -92,7 +92,7 @@ def test_compiled_and_bf16_training_ends_within_the_seed_noise_of_the_plain_one(
 
 _FRESH_PAGES = """
 import resource, torch
-from electra_hf.trainer import keep_freed_memory
+from electra_hf.memory import keep_freed_memory
 {call}
 def fill():
     torch.zeros(16 << 20).add_(1)
