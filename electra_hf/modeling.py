@@ -11,7 +11,6 @@ from transformers import (
     ElectraForMaskedLM,
     ElectraForPreTraining,
     PreTrainedModel,
-    initialization,
 )
 from transformers.utils import ModelOutput
 
@@ -30,7 +29,6 @@ from electra_hf.sharing import (
     EMBEDDING_SHARINGS,
     TABLES,
     ResidualEmbedding,
-    ResidualLinear,
     add_residuals,
     disentangle,
     load_as_residuals,
@@ -99,12 +97,6 @@ class ElectraForPretraining(PreTrainedModel):
                 disentangle(self.discriminator, self.generator)
         self.generator_only = False  # the first of two stages: the discriminator neither runs nor learns
         self.post_init()
-
-    def _init_weights(self, module):
-        if isinstance(module, (ResidualEmbedding, ResidualLinear)):
-            initialization.zeros_(module.weight)
-        else:
-            super()._init_weights(module)
 
     @classmethod
     def from_published(cls, discriminator, generator, **settings):

@@ -56,15 +56,22 @@ class ResidualLinear(nn.Linear):
         return F.linear(hidden, self.base_weight + self.weight, self.bias)
 
 
+@torch.no_grad()
 def disentangle(discriminator, generator):
     """Make the tables of `discriminator` residuals over those of `generator`, two ELECTRA models with heads."""
     embeddings = discriminator.electra.embeddings
     for table in TABLES:
         own, base = getattr(embeddings, table), getattr(generator.electra.embeddings, table)
-        setattr(embeddings, table, ResidualEmbedding(own, base))
+        setattr(embeddings, table, _at_zero(ResidualEmbedding(own, base)))
     head = discriminator.get_output_embeddings()
     if head is not None:
-        discriminator.set_output_embeddings(ResidualLinear(head, embeddings.word_embeddings))
+        discriminator.set_output_embeddings(_at_zero(ResidualLinear(head, embeddings.word_embeddings)))
+
+
+def _at_zero(module):
+    module.weight.zero_()
+    module._is_hf_initialized = True  # else the library draws random numbers for it, as for every new module
+    return module
 
 
 @torch.no_grad()
