@@ -109,4 +109,5 @@ def test_a_large_tensor_finds_the_memory_of_the_last_one_where_freed_memory_is_k
         command = [sys.executable, "-c", _FRESH_PAGES.format(call=call)]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-    assert fresh_pages("keep_freed_memory()") < 1_000 < fresh_pages("")
+    # Ten tensors of 16,384 pages; the heap may still grow once or twice for one of them.
+    assert fresh_pages("keep_freed_memory()") < fresh_pages("") / 2
