@@ -4,6 +4,7 @@ accelerate launch recipes/compare_objectives.py --config recipes/esperanto_tiny/
 """
 
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -12,13 +13,16 @@ from typing import Literal
 import export
 import finetune_token_classification as finetune
 import pretrain
+import torch
 import yaml
 
+from electra_hf import ElectraTrainer
 from electra_hf.arguments import as_dict, as_flags, parse_arguments, run_recipe
 from electra_hf.configuration import ElectraPretrainingConfig
 from electra_hf.errors import InputError
 from electra_hf.figures import draw_comparison
 from electra_hf.flops import flops_per_token
+from electra_hf.modeling import build_pair
 from electra_hf.objectives import OBJECTIVES
 from electra_hf.sharing import EMBEDDING_SHARINGS
 from electra_hf.tokenization import load_tokenizer
@@ -90,7 +94,10 @@ def main(args):
 
         # Report: mean and spread over the seeds so far, and what they cost
         seeds = args.seeds[:number]
-        report(args, [collect(args, variant, seeds) for variant in variants], seeds)
+        results = [collect(args, variant, seeds) for variant in variants]
+        for result, speed in zip(results, measure_speed(args, variants), strict=True):
+            result["tokens_per_second"] = speed
+        report(args, results, seeds)
 
 
 def steps_to_finetune(settings):
@@ -204,9 +211,32 @@ def collect(args, variant, seeds):
         "embedding_sharing": variant[1],
         "tokens": metrics[0]["train_tokens"],
         "flops_per_token": points[-1]["flops"] / metrics[0]["train_tokens"],
-        "tokens_per_second": median(run["train_tokens_per_second"] for run in metrics),
         "points": points,
     }
+
+
+def measure_speed(args, variants, windows=5, steps=4):
+    """Tokens per second of a forward and backward pass with both networks, the variants in turn in one process."""
+    trainers, seconds = {}, {variant: [] for variant in variants}
+    for variant in variants:
+        settings = pretraining_settings(args, variant, args.seeds[0]) | {"generator_only_steps": 0}
+        _, tokenizer_args, model_args, _, training_args = parse(pretrain.ARGUMENTS, settings)
+        model = build_pair(model_args, load_tokenizer(shared_tokenizer(args)), tokenizer_args.max_length)
+        # Any tokens cost the same.
+        rows = torch.randint(5, 64, (training_args.train_batch_size, tokenizer_args.max_length))
+        trainers[variant] = ElectraTrainer(model, training_args), {"input_ids": rows.to(training_args.device)}
+    for window in range(windows + 1):
+        for variant, (trainer, batch) in trainers.items():
+            start = time.perf_counter()
+            for _ in range(steps):
+                with trainer.compute_loss_context_manager():  # in the precision of the recipe
+                    loss = trainer.compute_loss(trainer.model, batch)
+                loss.backward()
+                trainer.model.zero_grad()
+            loss.item()  # waits for the device
+            if window:  # the first one warms up
+                seconds[variant].append(time.perf_counter() - start)
+    return [steps * batch["input_ids"].numel() / median(seconds[variant]) for variant, (_, batch) in trainers.items()]
 
 
 def scores(args, variant, seeds, name):
@@ -233,7 +263,8 @@ def format_table(budget, seeds, results):
     intro = (
         f"Every run took as many {equal} as electra, on the same rows. Accuracy on the test set: mean ± standard "
         f"deviation over {len(seeds)} seeds of pretraining and fine-tuning. *Apart*: every seed of the one is above "
-        "every seed of the other. Operations of a token: counted, and averaged over the run."
+        "every seed of the other. Operations of a token: counted, and averaged over the run. Tokens per second: of a "
+        "forward and backward pass with both networks, all rows of the table in turn in one process."
     )
     untrained, reference = (results[0]["points"][number][SCORE] for number in (0, -1))
     lines = [
