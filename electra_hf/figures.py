@@ -77,6 +77,6 @@ def draw_benchmark(table: list[dict], path):
     axis.invert_yaxis()
     axis.margins(x=0.12)
     axis.grid(axis="x", alpha=0.3)
-    axis.set_xlabel("tokens per second, padding not counted; bars end at the median, whiskers at the extremes")
+    axis.set_xlabel("real tokens per second: median, lowest and highest window")
     figure.savefig(Path(path), dpi=110)
     plt.close(figure)
