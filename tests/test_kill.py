@@ -154,6 +154,20 @@ def test_a_loader_given_up_half_way_ends_its_workers(make_trainer):
 
 
 @pytest.mark.slow
+def test_a_signal_during_an_evaluation_of_two_processes_breaks_it_off_on_both_and_saves(recipe, monkeypatch):
+    command, output_dir = recipe
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")  # the log is seen when it is written, and the evaluation follows it
+    evaluation = ["--eval_strategy", "steps", "--eval_steps", "5", "--per_device_eval_batch_size", "1"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    process = start([*torchrun, *command, *evaluation, "--test_share", "0.9"])
+    wait_for_training(process)
+    process.terminate()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0, output
+    check_stopped(output_dir, after_step=5)
+
+
+@pytest.mark.slow
 def test_a_signal_to_torchrun_leaves_a_complete_checkpoint_of_two_processes(recipe):
     command, output_dir = recipe
     process = start(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command])
