@@ -1,5 +1,6 @@
 """Small models in memory, no network."""
 
+import errno
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,6 +15,18 @@ logging.disable_progress_bar()
 
 VOCAB_SIZE = 40
 LENGTH = 16
+
+
+@pytest.fixture
+def full_disk():
+    """A path that takes no byte. Some containers have a /dev/full that takes them all."""
+    try:
+        with open("/dev/full", "w") as file:
+            file.write("x")
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return "/dev/full"
+    pytest.skip("no /dev/full here that refuses what is written")
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 import errno
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -227,11 +228,12 @@ def test_what_the_disk_would_not_take_does_not_count_as_written(make_checkpoint,
     assert find_damage(folder) == "manifest.json is missing: the save did not finish"
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full")
 @pytest.mark.parametrize(
     "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "run.json", "manifest.json.tmp"]
 )
-def test_a_disk_that_fills_up_during_a_save_is_one_message_and_the_run_goes_on_from_the_one_before(make_trainer, name):
+def test_a_disk_that_fills_up_during_a_save_is_one_message_and_the_run_goes_on_from_the_one_before(
+    make_trainer, full_disk, name
+):
     trainer = make_trainer(max_steps=4, save_steps=2)
     output_dir = Path(trainer.args.output_dir)
 
@@ -239,7 +241,7 @@ def test_a_disk_that_fills_up_during_a_save_is_one_message_and_the_run_goes_on_f
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == 4:
                 (output_dir / "checkpoint-4").mkdir()
-                (output_dir / "checkpoint-4" / name).symlink_to("/dev/full")
+                (output_dir / "checkpoint-4" / name).symlink_to(full_disk)
 
     trainer.add_callback(FullDisk())
     with pytest.raises(InputError, match=r"No space left|inline_container|iostream") as error:
@@ -251,10 +253,33 @@ def test_a_disk_that_fills_up_during_a_save_is_one_message_and_the_run_goes_on_f
     assert find_last_checkpoint(output_dir).name == "checkpoint-4"
 
 
-def test_a_folder_that_cannot_be_written_is_refused_and_one_that_is_not_there_yet_is_not(tmp_path):
+def test_a_file_system_that_takes_no_file_so_large_is_the_same_one_message(make_trainer):
+    trainer = make_trainer(max_steps=4, save_steps=2)
+    output_dir = Path(trainer.args.output_dir)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class LimitFiles(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 4:
+                size = (output_dir / "checkpoint-2" / "optimizer.pt").stat().st_size
+                resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, hard))
+
+    trainer.add_callback(LimitFiles())
+    try:
+        with pytest.raises(InputError, match="goes on from checkpoint-2"):
+            trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert find_last_checkpoint(output_dir).name == "checkpoint-2"
+
+
+def test_a_folder_that_cannot_be_written_is_refused_and_one_that_is_not_there_yet_is_not(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     check_writable(tmp_path / "new" / "run")
     assert not (tmp_path / "new").exists()
-    for place in (tmp_path / "file" / "run", Path("/proc/1/run")):
-        with pytest.raises(InputError, match=f"output_dir: {place.parent} cannot be written"):
-            check_writable(place)
+    with pytest.raises(InputError, match=f"output_dir: {tmp_path}/file cannot be written"):
+        check_writable(tmp_path / "file" / "run")
+    # Root may write into any folder, so a read-only one can only be played here.
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(InputError, match=f"output_dir: {tmp_path} cannot be written"):
+        check_writable(tmp_path / "new" / "run")
