@@ -50,7 +50,7 @@ def report():
     if pretraining["eval_rtd_auc"] < 0.6:
         print(
             "\nThe 521 sentences of the sample show the way, but are too few to learn from context: the AUC\n"
-            "is below 0.6, and the tagger gains little. A real run, on your text or on an Esperanto corpus:\n"
+            "is below 0.6, and chance decides between the taggers. A real run, on your text or an Esperanto corpus:\n"
             "  accelerate launch recipes/pretrain.py --config recipes/esperanto_tiny/pretrain.yaml "
             "[--corpus_files 'my_text/*.txt']"
         )

@@ -1,0 +1,62 @@
+"""Dropout that costs a CPU a quarter of a random number per element; on a GPU it is PyTorch's own.
+
+PyTorch draws a number for each element, a sixth of a training step there (recipes/SPEED.md). Sixteen bits are enough.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+_LEVELS = 2**16
+
+
+def drop_out(values: Tensor, p: float) -> Tensor:
+    """`values` of any shape with each element zero with probability `p`, the others scaled to keep the mean.
+
+    `p` is rounded to a multiple of 2^-16, and the scale is that of the rounded one.
+    """
+    dropped_levels = round(p * _LEVELS)
+    if values.device.type != "cpu" or dropped_levels >= _LEVELS:
+        return F.dropout(values, p)
+    count = values.numel()
+    words = torch.randint(-(2**63), 2**63 - 1, ((count + 3) // 4,), dtype=torch.int64)
+    levels = words.view(torch.int16)[:count].view(values.shape)
+    return values * (levels >= dropped_levels - _LEVELS // 2) * (_LEVELS / (_LEVELS - dropped_levels))
+
+
+class Dropout(nn.Dropout):
+    """Stands in for the library's module of this name."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return drop_out(input, self.p) if self.training and self.p else input
+
+
+def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
+    """The library's attention, but for dropout on a CPU: no fused kernel there has it.
+
+    `query`, `key`, `value` (B, heads, L, D), `attention_mask` (B, 1, L, L) bool, True where to attend, or None ->
+    (B, L, heads, D), and None for the weights.
+    """
+    if not dropout or query.device.type != "cpu":
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    scores = (query * scaling) @ key.transpose(-1, -2)
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    return (drop_out(scores.softmax(-1), dropout) @ value).transpose(1, 2), None
+
+
+AttentionInterface.register("sdpa_dropout", attend)
+AttentionMaskInterface.register("sdpa_dropout", sdpa_mask)
+
+
+def use_quick_dropout(network: nn.Module):
+    """Let a Hugging Face network drop out this way, unless it was asked for another attention than `sdpa`."""
+    for parent in network.modules():
+        for name, module in parent.named_children():
+            if type(module) is nn.Dropout:
+                setattr(parent, name, Dropout(module.p).train(module.training))
+    if network.config._attn_implementation == "sdpa":
+        network.set_attn_implementation("sdpa_dropout")

@@ -1,0 +1,98 @@
+"""Dropout on a CPU: its law, its gradient, and attention with it against the library's eager attention."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import ElectraConfig, ElectraModel
+
+from electra_hf.dropout import Dropout, attend, drop_out, use_quick_dropout
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_as_many_are_dropped_as_asked_for_and_the_mean_stays(p):
+    torch.manual_seed(0)
+    count = 1_000_000
+    dropped = drop_out(torch.ones(count), p)
+    share = (dropped == 0).double().mean().item()
+    deviation = (p * (1 - p) / count) ** 0.5
+    assert abs(share - p) < 5 * deviation
+    kept = dropped[dropped != 0]
+    assert kept.unique().numel() == 1
+    assert kept[0].item() == pytest.approx(1 / (1 - p), rel=1e-4)
+
+
+def test_neighbours_that_share_a_random_number_are_dropped_independently():
+    torch.manual_seed(0)
+    is_dropped = (drop_out(torch.ones(400_000), 0.5) == 0).view(-1, 4).float()
+    correlations = torch.corrcoef(is_dropped.T) - torch.eye(4)
+    assert correlations.abs().max() < 5 / 100_000**0.5
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 3, 7)])
+def test_the_gradient_flows_where_the_value_did(shape):
+    values = torch.randn(shape, requires_grad=True)
+    output = drop_out(values, 0.5)
+    output.sum().backward()
+    assert output.shape == shape
+    torch.testing.assert_close(output, values * values.grad)
+
+
+def test_dropping_all_gives_zeros_and_dropping_none_or_evaluating_changes_nothing():
+    values = torch.randn(8)
+    assert torch.equal(drop_out(values, 1.0), torch.zeros(8))
+    assert torch.equal(Dropout(0.0)(values), values)
+    assert torch.equal(Dropout(0.5).eval()(values), values)
+
+
+def test_the_same_seed_drops_the_same():
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        draws.append(drop_out(torch.ones(100), 0.5))
+    assert torch.equal(*draws)
+
+
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_attention_equals_pytorchs_where_almost_nothing_is_dropped(is_padded):
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 6, 8).unbind()
+    mask = torch.ones(2, 1, 6, 6, dtype=torch.bool)
+    if is_padded:
+        mask[1, :, :, 4:] = False
+    nothing = 1e-9  # rounds to no level at all, and still goes the way of dropout
+    mine, _ = attend(nn.Module(), query, key, value, mask if is_padded else None, nothing, scaling=0.5)
+    theirs = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.5)
+    torch.testing.assert_close(mine, theirs.transpose(1, 2))
+
+
+def make_network(**kwargs):
+    torch.manual_seed(0)
+    config = ElectraConfig(
+        **{"vocab_size": 40, "embedding_size": 8, "hidden_size": 16, "num_hidden_layers": 2},
+        **{"num_attention_heads": 2, "intermediate_size": 32, **kwargs},
+    )
+    return ElectraModel(config)
+
+
+def test_a_network_keeps_its_outputs_in_evaluation_and_its_attention_if_another_was_chosen():
+    ids = torch.randint(40, (3, 12))
+    mask = (torch.arange(12) < torch.tensor([[12], [7], [3]])).long()
+    network = make_network().eval()
+    before = network(ids, attention_mask=mask).last_hidden_state
+    use_quick_dropout(network)
+    torch.testing.assert_close(network(ids, attention_mask=mask).last_hidden_state, before)
+    assert not [name for name, module in network.named_modules() if type(module) is nn.Dropout]
+
+    eager = make_network(attn_implementation="eager")
+    use_quick_dropout(eager)
+    assert eager.config._attn_implementation == "eager"
+
+
+def test_padding_gets_no_attention_in_training():
+    network = make_network(attention_probs_dropout_prob=1e-9, hidden_dropout_prob=0.0)
+    use_quick_dropout(network)
+    ids = torch.randint(40, (1, 12))
+    short = network(ids[:, :7]).last_hidden_state
+    padded = network(ids, attention_mask=(torch.arange(12)[None] < 7).long()).last_hidden_state
+    torch.testing.assert_close(padded[:, :7], short)
