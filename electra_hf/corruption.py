@@ -8,6 +8,8 @@ Rules are those of Clark et al. 2020 as the authors' code has them (numbered in 
 import torch
 from torch import Tensor
 
+from electra_hf.vocabulary import draw
+
 KEEP_PROBABILITY = 0.15  # share of the selected tokens that the generator sees as they are (rule 1)
 
 
@@ -52,17 +54,13 @@ def mask_tokens(input_ids: Tensor, positions: Tensor, is_selected: Tensor, mask_
 
 
 @torch.no_grad()
-def sample_tokens(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Draw one token per position from softmax(logits / temperature), (B, K, V) -> (B, K) int64 (rule 5).
+def sample_tokens(probabilities: Tensor, temperature: float = 1.0) -> Tensor:
+    """Draw one token per position from softmax(logits / temperature), (..., V) -> (...) int64 (rule 5).
 
-    One uniform number is looked up in the cumulative distribution, in fp32: the same law as the authors' Gumbel
-    noise, which draws V numbers per position.
+    `probabilities` are those at temperature 1, in fp32. One uniform number is looked up in the cumulative
+    distribution: the same law as the authors' Gumbel noise, which draws V numbers per position.
     """
-    logits = logits.float() if temperature == 1 else logits.float() / temperature
-    cumulative = logits.softmax(-1).cumsum(-1)
-    # The last entry is 1 up to rounding; scaling by it keeps the threshold inside the table.
-    threshold = torch.rand(logits.shape[:-1] + (1,), device=logits.device) * cumulative[..., -1:]
-    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    return draw(probabilities if temperature == 1 else probabilities ** (1 / temperature))
 
 
 @torch.no_grad()

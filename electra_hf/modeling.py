@@ -164,12 +164,12 @@ class ElectraForPretraining(PreTrainedModel):
         positions, is_selected = output.selected_positions, output.is_selected
         logits = self._token_logits(self.generator, masked_ids, positions, attention_mask)
         targets = input_ids.gather(1, positions)
-        losses, is_right = token_losses(logits.flatten(0, 1), targets.flatten())
+        losses, is_right, probabilities = token_losses(logits.flatten(0, 1), targets.flatten())
         output.generator_loss = mean_where(losses.view_as(targets), is_selected)
         output.generator_is_right = is_right.view_as(targets)
 
         # No gradient flows back through the sample (rule 5).
-        samples = sample_tokens(logits.detach(), self.config.sampling_temperature)
+        samples = sample_tokens(probabilities, self.config.sampling_temperature).view_as(targets)
         output.corrupted_ids, output.is_replaced = corrupt(input_ids, positions, is_selected, samples)
 
     def _detect(self, output, is_real, attention_mask):
@@ -188,7 +188,7 @@ class ElectraForPretraining(PreTrainedModel):
                 self.discriminator, output.corrupted_ids, output.selected_positions, attention_mask
             )
             targets, output.is_scored = input_ids.gather(1, output.selected_positions), output.is_selected
-            losses, is_right = token_losses(logits.flatten(0, 1), targets.flatten())
+            losses, is_right, _ = token_losses(logits.flatten(0, 1), targets.flatten())
         else:
             encoded = self.discriminator.electra(output.corrupted_ids, attention_mask=attention_mask)
             targets, output.is_scored = input_ids, is_real

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from electra_hf.vocabulary import find_highest
+
 POSITIONS_A_CHUNK = 1024  # vocabulary logits that exist at once: 213 MB of fp32 for 52,000 entries
 
 
@@ -61,10 +63,39 @@ def detection_losses(logits: Tensor, is_replaced: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, is_replaced.float(), reduction="none")
 
 
-def token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """`logits` (N, V), `targets` (N,) -> cross-entropy (N,), and whether the most probable token is right (N,)."""
-    losses = F.cross_entropy(logits.float(), targets, reduction="none")
-    return losses, logits.detach().argmax(-1) == targets
+def token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`logits` (N, V), `targets` (N,) -> cross-entropy (N,), whether the most probable token is right (N,), and the
+    probabilities (N, V) in fp32: without gradient, and good until the backward pass turns them into that of the logits.
+    """
+    logits = logits.float()
+    if torch.compiler.is_compiling():  # the compiler has its own way to keep little, and stumbles over this one
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        best, probabilities = logits.detach().argmax(-1), logits.detach().softmax(-1)
+    else:
+        losses, best, probabilities = _CrossEntropy.apply(logits, targets)
+    return losses, best == targets, probabilities
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """One tensor over the vocabulary beside the logits; PyTorch's own, and a softmax to sample from, make four."""
+
+    @staticmethod
+    def forward(ctx, logits, targets):
+        probabilities = logits.softmax(-1)
+        best = find_highest(logits)
+        # The entry least hurt by rounding gives the logarithm of the sum of exponentials.
+        log_probability = probabilities.gather(1, best[:, None]).log()
+        log_sum = logits.gather(1, best[:, None]) - log_probability
+        ctx.save_for_backward(probabilities, targets)
+        ctx.mark_non_differentiable(best, probabilities)
+        ctx.set_materialize_grads(False)
+        return (log_sum - logits.gather(1, targets[:, None])).squeeze(1), best, probabilities
+
+    @staticmethod
+    def backward(ctx, gradient, *_):
+        probabilities, targets = ctx.saved_tensors
+        gradient = gradient[:, None]
+        return probabilities.mul_(gradient).scatter_add_(1, targets[:, None], -gradient), None
 
 
 def token_or_copy_losses(logits: Tensor, copy_logits: Tensor, inputs: Tensor, targets: Tensor):

@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForTokenClassification, ElectraForMaskedLM, ElectraForPreTraining
 
 from electra_hf import objectives
 from electra_hf.errors import InputError
 from electra_hf.modeling import ElectraForPretraining
-from electra_hf.objectives import OBJECTIVES, in_chunks, token_or_copy_losses
+from electra_hf.objectives import OBJECTIVES, in_chunks, token_losses, token_or_copy_losses
 from electra_hf.sharing import EMBEDDING_SHARINGS
 
 PAIRS = [(objective, sharing) for objective in OBJECTIVES for sharing in EMBEDDING_SHARINGS]
@@ -162,3 +163,36 @@ def test_chunks_give_what_the_whole_gives(monkeypatch):
     torch.testing.assert_close(parts, whole)
     (gradient,) = torch.autograd.grad(parts.sum(), weight)
     torch.testing.assert_close(gradient, torch.autograd.grad(whole.sum(), weight)[0])
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 300.0])  # at 300 the probability of most targets is too small for fp32
+def test_token_losses_are_pytorchs_cross_entropy_in_double_precision(is_compiled, scale):
+    torch.manual_seed(0)
+    logits, targets, weights = scale * torch.randn(20, 150), torch.randint(150, (20,)), torch.rand(20)
+    function = torch.compile(token_losses, backend="eager", fullgraph=True) if is_compiled else token_losses
+    mine, exact = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    losses, is_right, probabilities = function(mine, targets)
+    expected = F.cross_entropy(exact, targets, reduction="none")
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(probabilities.double(), exact.softmax(-1), rtol=1e-4, atol=1e-6)
+    assert not probabilities.requires_grad
+    assert torch.equal(is_right, logits.argmax(-1) == targets)
+    (losses * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(mine.grad.double(), exact.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_second_backward_pass_over_the_same_losses_is_refused_not_wrong():
+    losses, *_ = token_losses(torch.randn(4, 70, requires_grad=True), torch.arange(4))
+    losses.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        losses.sum().backward()
+
+
+def test_logits_that_are_not_finite_give_losses_that_are_not():
+    for broken in (float("nan"), float("inf")):
+        logits = torch.randn(3, 70)
+        logits[1, 5] = broken
+        losses, *_ = token_losses(logits, torch.arange(3))
+        assert losses.isfinite().tolist() == [True, False, True]
