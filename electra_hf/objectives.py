@@ -65,7 +65,7 @@ def detection_losses(logits: Tensor, is_replaced: Tensor) -> Tensor:
 
 def token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`logits` (N, V), `targets` (N,) -> cross-entropy (N,), whether the most probable token is right (N,), and the
-    probabilities (N, V) in fp32: without gradient, and good until the backward pass turns them into that of the logits.
+    probabilities (N, V), fp32: without gradient, and good until the backward pass makes them the gradient of `logits`.
     """
     logits = logits.float()
     if torch.compiler.is_compiling():  # the compiler has its own way to keep little, and stumbles over this one
