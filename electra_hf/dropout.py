@@ -21,11 +21,11 @@ def drop_out(values: Tensor, p: float) -> Tensor:
     if values.device.type != "cpu" or p * _LEVELS > _LEVELS - 1:
         return F.dropout(values, p)
     count = values.numel()
-    numbers = torch.empty((count + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+    numbers = torch.randint(-(2**63), 2**63 - 1, ((count + 7) // 8,), device=values.device)
     levels = numbers.view(torch.int8)[:count].view(values.shape)
-    threshold = (p * _LEVELS + torch.rand(())).floor().to(torch.int16) - _LEVELS // 2
+    threshold = (p * _LEVELS + torch.rand((), device=values.device)).floor().to(torch.int16) - _LEVELS // 2
     # One kernel compares and converts; values times bool would convert in each of the passes, forward and backward.
-    noise = torch.ge(levels, threshold, out=torch.empty(values.shape, dtype=values.dtype))
+    noise = torch.ge(levels, threshold, out=values.new_empty(values.shape))
     return values * noise.mul_(1 / (1 - p))
 
 

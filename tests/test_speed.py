@@ -16,10 +16,12 @@ WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equ
 
 
 @pytest.mark.parametrize("precision", [{}, {"bf16": True}])
-def test_compiled_training_is_one_graph_a_stage_without_a_break(make_trainer, precision):
+def test_compiled_training_is_one_graph_a_stage_without_a_break(make_trainer, tiny_model, precision):
     counters.clear()
     torch._dynamo.reset()
+    dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
     trainer = make_trainer(
+        tiny_model(discriminator=dropout, generator=dropout),
         max_steps=5,
         generator_only_steps=2,
         gradient_accumulation_steps=2,
@@ -58,8 +60,10 @@ class _BetweenSteps(TrainerCallback):
             self.mode.__exit__(None, None, None)
 
 
-def test_no_step_waits_for_the_device_between_two_logs(make_trainer):
-    trainer, waits = make_trainer(max_steps=5, logging_steps=100), _Waits()
+def test_no_step_waits_for_the_device_between_two_logs(make_trainer, tiny_model):
+    dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    model = tiny_model(discriminator=dropout, generator=dropout)
+    trainer, waits = make_trainer(model, max_steps=5, logging_steps=100), _Waits()
     trainer.add_callback(_BetweenSteps(waits))
     trainer.train()
     assert waits.names == []
