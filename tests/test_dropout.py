@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import ElectraConfig, ElectraModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from electra_hf.dropout import Dropout, attend, drop_out, use_quick_dropout
 
@@ -96,3 +97,19 @@ def test_padding_gets_no_attention_in_training():
     short = network(ids[:, :7]).last_hidden_state
     padded = network(ids, attention_mask=(torch.arange(12)[None] < 7).long()).last_hidden_state
     torch.testing.assert_close(padded[:, :7], short)
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_rows_without_padding_give_the_attention_no_mask(monkeypatch, is_compiled):
+    masks = []
+
+    def note(module, query, key, value, attention_mask, *args, **kwargs):
+        masks.append(attention_mask)  # one that only says "everything" would cost a GPU its fastest kernel
+        return sdpa_attention_forward(module, query, key, value, attention_mask, *args, **kwargs)
+
+    monkeypatch.setattr("electra_hf.dropout.sdpa_attention_forward", note)
+    network = make_network().eval()
+    use_quick_dropout(network)
+    run = torch.compile(network, backend="eager", fullgraph=True) if is_compiled else network
+    run(torch.randint(40, (3, 12)))
+    assert masks == [None, None]  # of two layers
