@@ -1,6 +1,5 @@
 """Small models in memory, no network."""
 
-import errno
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -19,14 +18,10 @@ LENGTH = 16
 
 @pytest.fixture
 def full_disk():
-    """A path that takes no byte. Some containers have a /dev/full that takes them all."""
-    try:
-        with open("/dev/full", "w") as file:
-            file.write("x")
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            return "/dev/full"
-    pytest.skip("no /dev/full here that refuses what is written")
+    """A path that takes no byte."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("only Linux has /dev/full")
+    return "/dev/full"
 
 
 @pytest.fixture
