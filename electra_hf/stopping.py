@@ -69,8 +69,8 @@ class CleanStop(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.start = time.monotonic()
-        for number in SIGNALS:
-            signal.signal(number, self._receive)  # for a thread that was there before, and may be handed the signal
+        # For a thread that was there before, and may be handed the signal.
+        self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
         # What this thread blocks, all threads and processes block that it starts: the workers of the data loader, and
         # a compiler. So a signal to the whole group breaks off no step. The watcher answers at once, also while this
         # thread is inside of a long call.
@@ -126,7 +126,8 @@ class CleanStop(TrainerCallback):
         signal.pthread_kill(self._watcher.ident, _END_OF_WATCH)
         self._watcher.join()
         self._decide(args, state)
-        exit_on_signals()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None: set by another language, and not to be had again
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def exit_if_stopped(self):

@@ -15,7 +15,7 @@ import pytest
 from transformers import TrainerCallback
 
 from electra_hf.checkpoints import find_damage, find_last_checkpoint, sorted_checkpoints
-from electra_hf.stopping import SIGNALS, CleanStop
+from electra_hf.stopping import SIGNALS, CleanStop, exit_on_signals
 
 
 @pytest.mark.slow
@@ -270,6 +270,7 @@ def test_a_signal_during_an_evaluation_breaks_it_off_and_saves(make_trainer, sto
 
 
 def test_a_signal_during_the_last_evaluation_ends_at_once_with_its_code(make_trainer, stop):
+    exit_on_signals()  # as every recipe does
     trainer = make_trainer(max_steps=2, save_steps=2, per_device_eval_batch_size=1)
     trainer.add_callback(stop)
     trainer.train()
@@ -283,6 +284,15 @@ def test_a_signal_during_the_last_evaluation_ends_at_once_with_its_code(make_tra
     with pytest.raises(SystemExit) as end:
         trainer.evaluate()
     assert end.value.code == 130
+
+
+def test_after_training_signals_are_handled_as_before(make_trainer):
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    trainer = make_trainer(max_steps=2)
+    trainer.add_callback(CleanStop())
+    trainer.train()
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(SIGNALS)
 
 
 @pytest.mark.parametrize("max_steps", [2, 50])
