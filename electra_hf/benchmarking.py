@@ -16,6 +16,7 @@ import torch
 from datasets import Dataset, Features, List, Value
 from torch.utils.data import DataLoader
 
+from electra_hf.checkpoints import sorted_checkpoints
 from electra_hf.errors import InputError
 from electra_hf.flops import flops_per_token
 from electra_hf.packing import PackedRows, collate_rows, pack_dataset
@@ -199,13 +200,31 @@ def measure_restart(name: str, folder: Path, batch_size: int) -> float:
     return contender.seconds_to_first_step
 
 
-def measure_stall(contender: Contender, times: int = 3) -> float:
-    """Seconds that training stands still for a checkpoint: the median."""
-    stalls = []
+def measure_stall(contender: Contender, folder: Path, times: int = 5) -> tuple[float, float]:
+    """Seconds that training stands still for a checkpoint, and that a bare write of as many bytes takes: the medians.
+
+    The writes take turns with the saves, on the disk of `folder`, where the contender saves.
+    """
+    stalls, writes = [], []
     for _ in range(times):
         stalls.append(contender.run("save")["stall"])
         contender.run(2)
-    return statistics.median(stalls)
+        [*_, checkpoint] = sorted_checkpoints(folder / f"run-{contender.process.pid}")
+        writes.append(_write(folder / "bare_write", sum(file.stat().st_size for file in checkpoint.iterdir())))
+        contender.run(2)
+    return statistics.median(stalls), statistics.median(writes)
+
+
+def _write(file, size):
+    chunk = bytes(2**24)
+    start = time.perf_counter()
+    with open(file, "wb", buffering=0) as output:
+        for _ in range(size // len(chunk)):
+            output.write(chunk)
+        output.write(chunk[: size % len(chunk)])
+    seconds = time.perf_counter() - start
+    file.unlink()
+    return seconds
 
 
 def measure_feed(rows: PackedRows, batch_size: int, seconds: float = 2.0) -> float:

@@ -85,7 +85,8 @@ def main(arguments):
 
         # Beside the steps: what a checkpoint costs
         if "ours" in contenders:
-            report["checkpoint_stall_seconds"] = measure_stall(contenders["ours"])
+            stall, write = measure_stall(contenders["ours"], task)
+            report |= {"checkpoint_stall_seconds": stall, "bare_write_seconds": write}
         for contender in contenders.values():
             contender.close()
 
@@ -93,7 +94,7 @@ def main(arguments):
     if "ours_compiled" in arguments.rows:
         report["warm_start_seconds"] = measure_restart("ours_compiled", task, arguments.batch_sizes[0])
     report["feed_tokens_per_second"] = measure_feed(packed, arguments.batch_sizes[0])
-    for name in ("checkpoint_stall_seconds", "warm_start_seconds", "feed_tokens_per_second"):
+    for name in ("checkpoint_stall_seconds", "bare_write_seconds", "warm_start_seconds", "feed_tokens_per_second"):
         print(f"{name}: {report.get(name, float('nan')):,.2f}")
     draw_benchmark(report["tables"][arguments.batch_sizes[0]]["rows"], folder / "benchmark.png")
     (folder / "benchmark.json").write_text(json.dumps(report, indent=2) + "\n")

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import TrainerCallback
 
 from electra_hf.flops import flops_per_token
 
+THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")  # Linux: who gets large pages
 # Operations whose result Python needs before it goes on: on a GPU the host would wait for them.
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
 
@@ -105,13 +107,32 @@ fill(); start = fill()
 for _ in range(10): end = fill()
 print(end - start)
 """
+_LARGE_PAGES = """
+import torch
+from electra_hf.memory import keep_freed_memory
+{call}
+tensor = torch.ones(64 << 20)
+print(next(line.split()[1] for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages")))
+"""
+
+
+def run_python(code, call):
+    command = [sys.executable, "-c", code.format(call=call)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's way")
 def test_a_large_tensor_finds_the_memory_of_the_last_one_where_freed_memory_is_kept():
     def fresh_pages(call):
-        command = [sys.executable, "-c", _FRESH_PAGES.format(call=call)]
-        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        return run_python(_FRESH_PAGES, call)
 
     # Ten tensors of 16,384 pages; the heap may still grow once or twice for one of them.
     assert fresh_pages("keep_freed_memory()") < fresh_pages("") / 2
+
+
+@pytest.mark.skipif(
+    not THP.is_file() or "[madvise]" not in THP.read_text(), reason="the system lends large pages to all, or to nobody"
+)
+def test_a_large_tensor_lies_in_large_pages_where_freed_memory_is_kept():
+    kilobytes = 4 * (64 << 10)
+    assert run_python(_LARGE_PAGES, "keep_freed_memory()") > kilobytes / 2 > run_python(_LARGE_PAGES, "")
