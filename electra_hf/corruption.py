@@ -54,13 +54,13 @@ def mask_tokens(input_ids: Tensor, positions: Tensor, is_selected: Tensor, mask_
 
 
 @torch.no_grad()
-def sample_tokens(probabilities: Tensor, temperature: float = 1.0) -> Tensor:
+def sample_tokens(logits: Tensor, probabilities: Tensor, temperature: float = 1.0) -> Tensor:
     """Draw one token per position from softmax(logits / temperature), (..., V) -> (...) int64 (rule 5).
 
-    `probabilities` are those at temperature 1, in fp32. One uniform number is looked up in the cumulative
-    distribution: the same law as the authors' Gumbel noise, which draws V numbers per position.
+    `probabilities` (..., V), fp32, are those at temperature 1, which the loss has computed already. One uniform number
+    is looked up in the cumulative distribution: the same law as the authors' Gumbel noise, which draws V of them.
     """
-    return draw(probabilities if temperature == 1 else probabilities ** (1 / temperature))
+    return draw(probabilities if temperature == 1 else (logits.float() / temperature).softmax(-1))
 
 
 @torch.no_grad()

@@ -164,12 +164,13 @@ class ElectraForPretraining(PreTrainedModel):
         positions, is_selected = output.selected_positions, output.is_selected
         logits = self._token_logits(self.generator, masked_ids, positions, attention_mask)
         targets = input_ids.gather(1, positions)
-        losses, is_right, probabilities = token_losses(logits.flatten(0, 1), targets.flatten())
+        logits = logits.flatten(0, 1)
+        losses, is_right, probabilities = token_losses(logits, targets.flatten())
         output.generator_loss = mean_where(losses.view_as(targets), is_selected)
         output.generator_is_right = is_right.view_as(targets)
 
         # No gradient flows back through the sample (rule 5).
-        samples = sample_tokens(probabilities, self.config.sampling_temperature).view_as(targets)
+        samples = sample_tokens(logits, probabilities, self.config.sampling_temperature).view_as(targets)
         output.corrupted_ids, output.is_replaced = corrupt(input_ids, positions, is_selected, samples)
 
     def _detect(self, output, is_real, attention_mask):

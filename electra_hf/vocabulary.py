@@ -12,13 +12,14 @@ _BLOCK = 64
 @torch.no_grad()
 def find_highest(values: Tensor) -> Tensor:
     """As `values.argmax(-1)`, the first of equals: (..., V) -> (...) int64."""
-    return _find(values, _by_block(values, "amax").argmax(-1, keepdim=True), float("-inf"), _first_highest)
+    block = _by_block(values, torch.amax).argmax(-1, keepdim=True)
+    return _find(values, block, float("-inf"), lambda inside: inside.argmax(-1, keepdim=True))
 
 
 @torch.no_grad()
 def draw(weights: Tensor) -> Tensor:
     """Draw entries in proportion to `weights` >= 0: (..., V) floating -> (...) int64, one uniform number for each."""
-    sums = _by_block(weights, "sum")
+    sums = _by_block(weights, torch.sum)
     cumulative = sums.cumsum(-1)
     threshold = torch.rand(weights.shape[:-1] + (1,), device=weights.device) * cumulative[..., -1:]
     block = torch.searchsorted(cumulative, threshold, right=True).clamp(max=sums.shape[-1] - 1)
@@ -26,17 +27,13 @@ def draw(weights: Tensor) -> Tensor:
     return _find(weights, block, 0.0, lambda inside: torch.searchsorted(inside.cumsum(-1), rest, right=True))
 
 
-def _first_highest(inside):
-    return inside.argmax(-1, keepdim=True)
-
-
 def _by_block(values, reduce):
     """Sums or maxima of blocks of entries, the last block being what is left over: (..., V) -> (..., blocks)."""
     size = values.shape[-1]
     whole = size // _BLOCK * _BLOCK
-    parts = [getattr(values[..., :whole].unflatten(-1, (whole // _BLOCK, _BLOCK)), reduce)(-1)]
+    parts = [reduce(values[..., :whole].unflatten(-1, (whole // _BLOCK, _BLOCK)), -1)]
     if whole < size:
-        parts.append(getattr(values[..., whole:], reduce)(-1, keepdim=True))
+        parts.append(reduce(values[..., whole:], -1, keepdim=True))
     return torch.cat(parts, -1)
 
 

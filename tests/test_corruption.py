@@ -53,13 +53,17 @@ def test_every_candidate_position_is_equally_likely():
     assert (shares - 0.3).abs().max() < 4 * math.sqrt(0.3 * 0.7 / 20_000)
 
 
+def sample(logits, temperature=1.0):
+    return sample_tokens(logits, logits.softmax(-1), temperature)
+
+
 def test_rule_5_samples_follow_the_softmax_at_temperature_1():
     torch.manual_seed(0)
     logits = torch.tensor([2.0, 0.0, -1.0, 1.0, -30.0])
     expected = [math.exp(x) for x in logits.tolist()]
     expected = torch.tensor([x / sum(expected) for x in expected])
     draws = 100_000
-    counts = torch.bincount(sample_tokens(logits.softmax(-1).expand(1, draws, 5)).flatten(), minlength=5)
+    counts = torch.bincount(sample(logits.expand(1, draws, 5)).flatten(), minlength=5)
     deviation = (expected * (1 - expected) / draws).sqrt()
     assert ((counts / draws - expected).abs() <= 4 * deviation + 1e-9).all()
 
@@ -67,7 +71,7 @@ def test_rule_5_samples_follow_the_softmax_at_temperature_1():
 def test_a_temperature_divides_the_logits_before_a_sample_is_drawn():
     logits = torch.tensor([2.0, 0.0, -1.0])
     torch.manual_seed(0)
-    samples = sample_tokens(logits.softmax(-1).expand(1, 40_000, 3), temperature=2.0)
+    samples = sample(logits.expand(1, 40_000, 3), temperature=2.0)
     weights = [math.exp(logit / 2.0) for logit in logits.tolist()]
     expected = [weight / sum(weights) for weight in weights]
     shares = [(samples == token).double().mean().item() for token in range(3)]
@@ -98,9 +102,20 @@ def test_a_row_that_begins_inside_a_word_never_selects_what_stands_before_it():
 
 def test_a_sample_is_always_in_the_vocabulary():
     torch.manual_seed(0)
-    certain = torch.zeros(1, 1000, 7)
-    certain[..., 6] = 1.0  # the last entry: rounding must not push a sample past it
-    assert (sample_tokens(certain) == 6).all()
+    certain = torch.full((1, 1000, 7), -1e9)
+    certain[..., 6] = 0.0  # the last entry: rounding must not push a sample past it
+    assert (sample(certain) == 6).all()
+
+
+@pytest.mark.parametrize(("temperature", "share"), [(0.01, 1.0), (1000.0, 0.001)])
+def test_a_temperature_far_from_1_draws_the_best_token_or_any(temperature, share):
+    torch.manual_seed(0)
+    logits = torch.zeros(1000)
+    logits[600] = 200.0 if temperature > 1 else 0.1  # at temperature 1 all others have the probability 0, or 0.001
+    samples = sample(logits.expand(20_000, 1000), temperature)
+    expected = (logits.double() / temperature).softmax(-1)[600]
+    assert abs((samples == 600).double().mean() - expected) <= 4 * (expected * (1 - expected) / 20_000) ** 0.5 + 1e-9
+    assert expected == pytest.approx(share, rel=0.3)
 
 
 def test_rule_6_the_samples_overwrite_every_selected_token_and_no_mask_is_left():

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from electra_hf.flops import flops_per_token
 
-THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")  # Linux: who gets large pages
+THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")  # Linux: who gets huge pages
 # Operations whose result Python needs before it goes on: on a GPU the host would wait for them.
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
 
@@ -107,7 +107,7 @@ fill(); start = fill()
 for _ in range(10): end = fill()
 print(end - start)
 """
-_LARGE_PAGES = """
+_HUGE_PAGES = """
 import torch
 from electra_hf.memory import keep_freed_memory
 {call}
@@ -131,8 +131,8 @@ def test_a_large_tensor_finds_the_memory_of_the_last_one_where_freed_memory_is_k
 
 
 @pytest.mark.skipif(
-    not THP.is_file() or "[madvise]" not in THP.read_text(), reason="the system lends large pages to all, or to nobody"
+    not THP.is_file() or "[madvise]" not in THP.read_text(), reason="the system lends huge pages to all, or to nobody"
 )
-def test_a_large_tensor_lies_in_large_pages_where_freed_memory_is_kept():
+def test_a_large_tensor_lies_in_huge_pages_where_freed_memory_is_kept():
     kilobytes = 4 * (64 << 10)
-    assert run_python(_LARGE_PAGES, "keep_freed_memory()") > kilobytes / 2 > run_python(_LARGE_PAGES, "")
+    assert run_python(_HUGE_PAGES, "keep_freed_memory()") > kilobytes / 2 > run_python(_HUGE_PAGES, "")
