@@ -69,8 +69,9 @@ def token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tenso
     """
     logits = logits.float()
     if torch.compiler.is_compiling():  # the compiler has its own way to keep little, and stumbles over this one
-        losses = F.cross_entropy(logits, targets, reduction="none")
-        best, probabilities = logits.detach().argmax(-1), logits.detach().softmax(-1)
+        log_probabilities = logits.log_softmax(-1)
+        losses = F.nll_loss(log_probabilities, targets, reduction="none")
+        best, probabilities = logits.detach().argmax(-1), log_probabilities.detach().exp()
     else:
         losses, best, probabilities = _CrossEntropy.apply(logits, targets)
     return losses, best == targets, probabilities

@@ -39,6 +39,21 @@ def test_the_gradient_flows_where_the_value_did(shape):
     torch.testing.assert_close(output, values * values.grad)
 
 
+def test_a_compiled_graph_drops_out_by_the_same_law_and_anew_at_every_call():
+    def drop_twice(values):
+        return drop_out(values, 0.3), drop_out(values, 0.3)
+
+    torch.manual_seed(0)
+    values = torch.ones(100_000, requires_grad=True)
+    outputs = torch.compile(drop_twice, backend="aot_eager", fullgraph=True)(values)
+    outputs[0].sum().backward()
+    torch.testing.assert_close(values.grad, outputs[0].detach())
+    first, second = (output == 0 for output in outputs)
+    deviation = (0.3 * 0.7 / 100_000 + 512**-2) ** 0.5
+    assert abs(first.double().mean() - 0.3) < 5 * deviation
+    assert abs((first & second).double().mean() - 0.3**2) < 5 * deviation  # of two independent draws
+
+
 def test_dropping_all_gives_zeros_and_dropping_none_or_evaluating_changes_nothing():
     values = torch.randn(8)
     assert torch.equal(drop_out(values, 1.0), torch.zeros(8))
