@@ -137,12 +137,16 @@ def start(names: list[str], folder: Path, batch_size: int, peers_python: str | N
 
 
 def race(contenders: Collection[Contender], windows: int, steps: int, warmup_steps: int = 2) -> dict[str, list[dict]]:
-    """The answers of every contender to `windows` windows of `steps` steps, in turn, after a warm-up."""
+    """The answers of every contender to `windows` windows of `steps` steps, in turn, after a warm-up.
+
+    A step before each window is not timed: the contender before has filled the processor's caches with its own data.
+    """
     for contender in contenders:
         contender.run(warmup_steps)
     answers = {contender.name: [] for contender in contenders}
     for _ in range(windows):
         for contender in contenders:
+            contender.run(1)
             answers[contender.name].append(contender.run(steps))
     return answers
 

@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from electra_hf.configuration import ElectraPretrainingConfig
 from electra_hf.corruption import corrupt, mark_positions, mask_tokens, sample_tokens, select_positions
-from electra_hf.dropout import use_quick_dropout
+from electra_hf.cpu_layers import use_cpu_layers
 from electra_hf.errors import InputError
 from electra_hf.objectives import (
     OBJECTIVES,
@@ -98,7 +98,7 @@ class ElectraForPretraining(PreTrainedModel):
                 disentangle(self.discriminator, self.generator)
         for network in (self.generator, self.discriminator):
             if network is not None:
-                use_quick_dropout(network)
+                use_cpu_layers(network)
         self.generator_only = False  # the first of two stages: the discriminator neither runs nor learns
         self.post_init()
 

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "electra_hf"
 
 # A file imports only from lines above its own.
 FLOORS = [
-    ["errors", "memory", "dropout", "vocabulary", "trackers"],
+    ["errors", "memory", "cpu_layers", "vocabulary", "trackers"],
     ["sources", "corruption", "objectives", "sharing", "tokenization", "packing", "metrics", "optimization"],
     ["readers", "checkpoints", "stopping", "figures", "tagging_metrics", "cards", "configuration", "flops"],
     ["corpus", "arguments", "modeling", "tagging", "hub"],

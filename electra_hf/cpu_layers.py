@@ -1,7 +1,4 @@
-"""Dropout that costs a CPU an eighth of a random number per element; on a GPU it is PyTorch's own.
-
-PyTorch draws a number for each element, a sixth of a training step there (recipes/SPEED.md). A byte of it is enough.
-"""
+"""Layers that cost a CPU less than those they stand in for; on a GPU they are PyTorch's own (recipes/SPEED.md)."""
 
 import numpy as np
 import torch
@@ -32,7 +29,8 @@ def _(seed, count):
 def drop_out(values: Tensor, p: float) -> Tensor:
     """`values` of any shape with each element zero with probability `p`, the others multiplied by 1 / (1 - p).
 
-    A byte knows `p` to the nearest 1/256 only, so each call rounds it up or down by chance, such that the mean is `p`.
+    PyTorch draws a number for each element, a sixth of a training step on a CPU; a byte of one is enough. A byte knows
+    `p` to the nearest 1/256 only, so each call rounds it up or down by chance, such that the mean is `p`.
     """
     if values.device.type != "cpu" or p * _LEVELS > _LEVELS - 1:
         return F.dropout(values, p)
@@ -47,10 +45,20 @@ def drop_out(values: Tensor, p: float) -> Tensor:
 
 
 class Dropout(nn.Dropout):
-    """Stands in for the library's module of this name."""
+    """`drop_out` while training."""
 
     def forward(self, input: Tensor) -> Tensor:
         return drop_out(input, self.p) if self.training and self.p else input
+
+
+class Linear(nn.Linear):
+    """A compiled step on a CPU adds the bias in the kernel that comes next, not in a pass of its own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.bias is None or input.device.type != "cpu" or not torch.compiler.is_compiling():
+            return super().forward(input)
+        product = input @ self.weight.t()
+        return product + self.bias.to(product.dtype)
 
 
 def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
@@ -71,11 +79,10 @@ AttentionInterface.register("sdpa_dropout", attend)
 AttentionMaskInterface.register("sdpa_dropout", sdpa_mask)
 
 
-def use_quick_dropout(network: nn.Module):
-    """Let a Hugging Face network drop out this way, unless it was asked for another attention than `sdpa`."""
-    for parent in network.modules():
-        for name, module in parent.named_children():
-            if type(module) is nn.Dropout:
-                setattr(parent, name, Dropout(module.p).train(module.training))
+def use_cpu_layers(network: nn.Module):
+    """Let a Hugging Face network compute this way; its attention only if it was asked for none other than `sdpa`."""
+    stand_ins = {nn.Dropout: Dropout, nn.Linear: Linear}
+    for module in network.modules():
+        module.__class__ = stand_ins.get(type(module), type(module))
     if network.config._attn_implementation == "sdpa":
         network.set_attn_implementation("sdpa_dropout")

@@ -1,4 +1,4 @@
-"""Dropout on a CPU: its law, its gradient, and attention with it against the library's eager attention."""
+"""Layers on a CPU: the law and the gradient of dropout; attention and linear maps against PyTorch's."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 from transformers import ElectraConfig, ElectraModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from electra_hf.dropout import Dropout, attend, drop_out, use_quick_dropout
+from electra_hf.cpu_layers import Dropout, Linear, attend, drop_out, use_cpu_layers
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.001])
@@ -82,6 +82,24 @@ def test_attention_equals_pytorchs_where_almost_nothing_is_dropped(is_padded):
     torch.testing.assert_close(mine, theirs.transpose(1, 2))
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_compiled_linear_map_equals_pytorchs(precision):
+    def run(layer):
+        values = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            output = torch.compile(layer, backend="aot_eager", fullgraph=True)(values)
+        assert output.dtype == precision
+        output.float().square().sum().backward()
+        return output, values.grad, *[parameter.grad for parameter in layer.parameters()]
+
+    torch.manual_seed(0)
+    theirs, mine = nn.Linear(8, 4), Linear(8, 4)
+    mine.load_state_dict(theirs.state_dict())
+    tolerance = {} if precision == torch.float32 else {"rtol": 0.02, "atol": 0.02}  # theirs rounds once, mine twice
+    for one, other in zip(run(mine), run(theirs), strict=True):
+        torch.testing.assert_close(one, other, **tolerance)
+
+
 def make_network(**kwargs):
     torch.manual_seed(0)
     config = ElectraConfig(
@@ -96,18 +114,18 @@ def test_a_network_keeps_its_outputs_in_evaluation_and_its_attention_if_another_
     mask = (torch.arange(12) < torch.tensor([[12], [7], [3]])).long()
     network = make_network().eval()
     before = network(ids, attention_mask=mask).last_hidden_state
-    use_quick_dropout(network)
+    use_cpu_layers(network)
     torch.testing.assert_close(network(ids, attention_mask=mask).last_hidden_state, before)
-    assert not [name for name, module in network.named_modules() if type(module) is nn.Dropout]
+    assert not [name for name, module in network.named_modules() if type(module) in (nn.Dropout, nn.Linear)]
 
     eager = make_network(attn_implementation="eager")
-    use_quick_dropout(eager)
+    use_cpu_layers(eager)
     assert eager.config._attn_implementation == "eager"
 
 
 def test_padding_gets_no_attention_in_training():
     network = make_network(attention_probs_dropout_prob=1e-9, hidden_dropout_prob=0.0)
-    use_quick_dropout(network)
+    use_cpu_layers(network)
     ids = torch.randint(40, (1, 12))
     short = network(ids[:, :7]).last_hidden_state
     padded = network(ids, attention_mask=(torch.arange(12)[None] < 7).long()).last_hidden_state
@@ -122,9 +140,9 @@ def test_rows_without_padding_give_the_attention_no_mask(monkeypatch, is_compile
         masks.append(attention_mask)  # one that only says "everything" would cost a GPU its fastest kernel
         return sdpa_attention_forward(module, query, key, value, attention_mask, *args, **kwargs)
 
-    monkeypatch.setattr("electra_hf.dropout.sdpa_attention_forward", note)
+    monkeypatch.setattr("electra_hf.cpu_layers.sdpa_attention_forward", note)
     network = make_network().eval()
-    use_quick_dropout(network)
+    use_cpu_layers(network)
     run = torch.compile(network, backend="eager", fullgraph=True) if is_compiled else network
     run(torch.randint(40, (3, 12)))
     assert masks == [None, None]  # of two layers
