@@ -83,9 +83,12 @@ def test_the_operations_that_the_trainer_adds_up_are_those_of_the_shapes(make_tr
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"torch_compile": True}, {"bf16": True}, {"bf16": True, "torch_compile": True}])
 def test_compiled_and_bf16_training_ends_within_the_seed_noise_of_the_plain_one(make_trainer, tiny_model, settings):
+    dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+
     def last_losses(seed, **settings):
+        model = tiny_model(discriminator=dropout, generator=dropout)
         trainer = make_trainer(
-            tiny_model(), seed=seed, max_steps=200, warmup_steps=20, learning_rate=5e-3, logging_steps=50, **settings
+            model, seed=seed, max_steps=200, warmup_steps=20, learning_rate=5e-3, logging_steps=50, **settings
         )
         trainer.train()
         log = [log for log in trainer.state.log_history if "generator_loss" in log][-1]
