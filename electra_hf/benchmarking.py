@@ -139,7 +139,7 @@ def start(names: list[str], folder: Path, batch_size: int, peers_python: str | N
 def race(contenders: Collection[Contender], windows: int, steps: int, warmup_steps: int = 2) -> dict[str, list[dict]]:
     """The answers of every contender to `windows` windows of `steps` steps, in turn, after a warm-up.
 
-    A step before each window is not timed: the contender before has filled the processor's caches with its own data.
+    A step before each window is not timed: the first one after another process has been at work is slower.
     """
     for contender in contenders:
         contender.run(warmup_steps)
