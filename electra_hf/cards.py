@@ -1,4 +1,4 @@
-"""Model cards: templates of `model_cards/`, filled with what a run left on disk. A fact that is missing is said so."""
+"""Model cards: templates, filled with what a run left on disk. What the run did not record says "not recorded"."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from electra_hf.errors import InputError
 
-TEMPLATES = Path(__file__).resolve().parent.parent / "model_cards"
+TEMPLATES = jinja2.PackageLoader("electra_hf")  # its folder templates/, also inside a wheel
 NO_NAME = "USER/MODEL"  # stands in a card until the model is pushed somewhere
 MARKER = "<!-- electra_hf wrote this card for {}. Delete this line and the card is yours: it is never overwritten. -->"
 RUN_FILES = ("metrics.json", "corpus.json", "recipe.yaml", "curves.png", "confusion.png")
@@ -104,7 +104,7 @@ def _gather_run_files(output_dir, name):
 
 
 def write_card(folder, template, repo_id=None, **facts):
-    """Fill `model_cards/{template}.md` into `folder/README.md`.
+    """Fill `templates/{template}.md` into `folder/README.md`.
 
     Facts are read from the run's files in the folder (metrics.json, corpus.json, recipe.yaml, config.json); keyword
     arguments add to them or win over them. A README.md that we did not write is kept. Returns the card's path.
@@ -117,9 +117,7 @@ def write_card(folder, template, repo_id=None, **facts):
     facts = {"name": name, "hardware": describe_hardware(), **read_facts(folder), **facts}
     facts["marker"] = MARKER.format(name)
     facts["metadata"] = _metadata(template, facts).to_yaml()
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), undefined=_Missing, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = jinja2.Environment(loader=TEMPLATES, undefined=_Missing, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(number=_number, count=_count, hours=_hours)
     path.write_text(environment.get_template(f"{template}.md").render(facts), encoding="utf-8")
     return path
