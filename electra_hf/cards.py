@@ -2,11 +2,8 @@
 
 import json
 import math
-import os
-import platform
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from safetensors import safe_open
 
 from electra_hf.errors import InputError
+from electra_hf.hardware import describe_hardware
 
 TEMPLATES = jinja2.PackageLoader("electra_hf")  # its folder templates/, also inside a wheel
 NO_NAME = "USER/MODEL"  # stands in a card until the model is pushed somewhere
@@ -230,22 +228,6 @@ def score_each_tag(predictions):
     labels = sorted(set(gold) | set(predicted))
     scores = precision_recall_fscore_support(gold, predicted, labels=labels, zero_division=0)
     return sorted(zip(labels, *(column.tolist() for column in scores), strict=True), key=lambda row: (-row[4], row[0]))
-
-
-def describe_hardware():
-    """What this process and its fellows train on: a name, and the power limit of all devices in watts where known."""
-    import torch
-
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if not torch.cuda.is_available():
-        return {"name": f"{os.cpu_count()} CPU cores ({platform.machine()})"}
-    name = f"{processes} × {torch.cuda.get_device_name(0)}"
-    query = ["nvidia-smi", "--query-gpu=power.limit", "--format=csv,noheader,nounits", "--id=0"]
-    try:
-        watts = float(subprocess.run(query, capture_output=True, text=True, check=True).stdout)
-    except (OSError, subprocess.CalledProcessError, ValueError):
-        return {"name": name}  # an AMD card, or a container without the tool
-    return {"name": name, "watts": watts * processes}
 
 
 def _number(value, digits=3):

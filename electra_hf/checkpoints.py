@@ -19,10 +19,8 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 WRITTEN = "written.json"  # the mark; gone as soon as the manifest is there
-RUN = "run.json"
 _OWN = (MANIFEST, f"{MANIFEST}.tmp", WRITTEN, f"{WRITTEN}.tmp")
 _BOOT = Path("/proc/sys/kernel/random/boot_id")  # Linux: changes with every start of the machine
-_NO_SETTINGS = ("transformers_version", "dtype", "architectures", "_name_or_path")  # what a config notes besides
 _NEEDED = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
@@ -182,35 +180,6 @@ def check_writable(output_dir):
         raise InputError(
             f"output_dir: {place} cannot be written. Give another folder, or change its permissions or its mount."
         )
-
-
-def save_facts(checkpoint, facts: dict):
-    """Write what has to be the same in a run that goes on from this checkpoint, before it is sealed."""
-    (Path(checkpoint) / RUN).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-
-def check_same_run(checkpoint, facts: dict):
-    """Refuse to go on from the checkpoint of another run. Raises `InputError` that names every difference."""
-    file = Path(checkpoint) / RUN
-    saved = _flatten(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
-    now = _flatten(json.loads(json.dumps(facts)))
-    # A field that only one of them has belongs to another version of a library.
-    differences = [
-        f"{key} was {saved[key]!r}, now {now[key]!r}" for key in saved if saved[key] != now.get(key, saved[key])
-    ]
-    if differences:
-        raise InputError(
-            f"{checkpoint} belongs to a run with other settings: {'; '.join(differences)}. Restore them to go on "
-            "from it; or choose another output_dir, or `resume_from_checkpoint: never`, to start afresh."
-        )
-
-
-def _flatten(facts, prefix=""):
-    flat = {}
-    for key, value in facts.items():
-        if key not in _NO_SETTINGS:
-            flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def checkpoint_to_resume(output_dir, resume_from_checkpoint: str) -> str | None:

@@ -29,7 +29,7 @@ from transformers import (
 
 from electra_hf.arguments import PretrainingArguments
 from electra_hf.configuration import ElectraPretrainingConfig
-from electra_hf.memory import keep_freed_memory
+from electra_hf.cpu import keep_freed_memory
 from electra_hf.modeling import ElectraForPretraining
 from electra_hf.packing import PackedRows, collate_rows
 from electra_hf.tokenization import load_tokenizer

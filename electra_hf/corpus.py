@@ -23,13 +23,13 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import xxhash
-from datasets import Dataset, DatasetDict, config, load_dataset
+from datasets import Dataset, DatasetDict, load_dataset
 from datasets.utils import tqdm
 from filelock import FileLock
 
 from electra_hf.errors import InputError
 from electra_hf.readers import decode, read_dataset, read_lines, read_sentences
-from electra_hf.sources import TAGGED_SUFFIXES, Source, find_sources, open_texts
+from electra_hf.sources import TAGGED_SUFFIXES, Source, default_cache, find_sources, open_texts
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def load_corpus(arguments: CorpusArguments) -> tuple[DatasetDict, dict]:
     The report holds, for every source and in all, the counts of `COUNTS`, and sentences and characters of each split.
     Raises `InputError` for whatever is wrong with the input; nothing half-prepared stays on disk.
     """
-    cache = Path(arguments.data_cache_dir or Path(config.HF_DATASETS_CACHE) / "electra_hf").expanduser()
+    cache = Path(arguments.data_cache_dir or default_cache()).expanduser()
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:

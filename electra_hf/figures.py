@@ -1,16 +1,16 @@
 """Pictures of a run."""
 
+from itertools import chain
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # a training machine has no screen
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure  # without pyplot: it needs no screen and keeps no global state
+from sklearn.metrics import ConfusionMatrixDisplay
 
 
 def draw_curves(log_history: list[dict], path):
     """Draw losses, detection, generator and speed over the steps of a run, from the Trainer's `state.log_history`."""
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7), constrained_layout=True)
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    axes = figure.subplots(2, 2)
     panels = [
         ("Losses", ("generator_loss", "discriminator_loss"), None),
         (
@@ -33,7 +33,6 @@ def draw_curves(log_history: list[dict], path):
     axes[0, 0].set_yscale("log")
     axes[1, 1].set_ylim(bottom=0)
     figure.savefig(Path(path), dpi=110)
-    plt.close(figure)
 
 
 def draw_comparison(results: list[dict], score: str, path):
@@ -41,7 +40,8 @@ def draw_comparison(results: list[dict], score: str, path):
 
     `results`: each with `objective`, `embedding_sharing` and `points`; each point with `flops` and a list of scores.
     """
-    figure, axis = plt.subplots(figsize=(9, 6), constrained_layout=True)
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axis = figure.subplots()
     for result in results:
         flops = [point["flops"] for point in result["points"]]
         values = [point[score] for point in result["points"]]
@@ -54,7 +54,20 @@ def draw_comparison(results: list[dict], score: str, path):
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     figure.savefig(Path(path), dpi=110)
-    plt.close(figure)
+
+
+def draw_confusion(predictions: list[list[str]], references: list[list[str]], path: str | Path) -> None:
+    """Draw which tag is taken for which, each row a gold tag in shares of its words."""
+    predicted, gold = list(chain(*predictions)), list(chain(*references))
+    tags = sorted({*predicted, *gold})
+    figure = Figure(figsize=(2 + 0.5 * len(tags),) * 2, layout="constrained")
+    axes = figure.subplots()
+    ConfusionMatrixDisplay.from_predictions(
+        gold, predicted, labels=tags, normalize="true", values_format=".2f", ax=axes, cmap="Blues",
+        xticks_rotation="vertical", text_kw={"fontsize": 7}, colorbar=False,
+    )  # fmt: skip
+    axes.set(xlabel="predicted", ylabel="gold", title="Share of the words of each gold tag")
+    figure.savefig(Path(path), dpi=110)
 
 
 def _draw(axis, log_history, name, color, **style):
@@ -65,7 +78,8 @@ def _draw(axis, log_history, name, color, **style):
 
 def draw_benchmark(table: list[dict], path):
     """Draw the rows of a benchmark (`benchmarking.tabulate`) as bars: tokens per second, lowest to highest window."""
-    figure, axis = plt.subplots(figsize=(9, 1 + 0.45 * len(table)), constrained_layout=True)
+    figure = Figure(figsize=(9, 1 + 0.45 * len(table)), layout="constrained")
+    axis = figure.subplots()
     speeds = [row["per_second"] for row in table]
     spread = [
         [row["per_second"] - row["lowest"] for row in table],
@@ -79,4 +93,3 @@ def draw_benchmark(table: list[dict], path):
     axis.grid(axis="x", alpha=0.3)
     axis.set_xlabel("real tokens per second: median, lowest and highest window")
     figure.savefig(Path(path), dpi=110)
-    plt.close(figure)

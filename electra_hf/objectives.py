@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from electra_hf.vocabulary import find_highest
+from electra_hf.corruption import find_highest
 
 POSITIONS_A_CHUNK = 1024  # vocabulary logits that exist at once: 213 MB of fp32 for 52,000 entries
 

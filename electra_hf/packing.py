@@ -13,9 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from electra_hf.errors import InputError
 
 
-def pack_dataset(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, num_proc: int | None = None
-) -> "PackedRows":
+def pack_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> "PackedRows":
     """Turn the "text" column into rows of exactly `max_length` ids, cached by text, tokenizer and length.
 
     Ids are uint16, or uint32 where the vocabulary needs it. Raises `InputError` where the texts together do not fill
@@ -45,7 +43,6 @@ def pack_dataset(
         writer_batch_size=100_000,  # one chunk of the table per batch
         remove_columns=dataset.column_names,
         features=Features({"input_ids": List(Value(dtype), length=max_length)}),
-        num_proc=num_proc,
         new_fingerprint=fingerprint,
         desc=f"Packing rows of {max_length} ids",
     )

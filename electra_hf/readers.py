@@ -10,14 +10,14 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
 from electra_hf.errors import InputError
-from electra_hf.sources import Source, inner_name, open_texts
+from electra_hf.sources import TAGGED_SUFFIXES, Source, default_cache, find_sources, inner_name, open_texts
 
 # A line longer than this is cut, at a blank where there is one: ten thousand words are no sentence.
 LONGEST_LINE = 1 << 16  # bytes
@@ -175,6 +175,18 @@ def _texts_of_tables(tables, name, text_column):
             yield number, text or b""
 
 
+def read_files(name: str | Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield (name, lines) of every text that a path, glob, folder or URL of tagged files or labels names.
+
+    The lines have no line ends. Raises `InputError`.
+    """
+    for source in find_sources([str(name)], default_cache() / "downloads", TAGGED_SUFFIXES):
+        for text_name, stream in open_texts(source):
+            counts = Counter()
+            lines = decode(read_lines(stream, counts), text_name, "strict", counts)
+            yield text_name, [line.rstrip("\r\n") for line in lines]
+
+
 def decode(lines: Iterable[tuple[int, bytes]], name: str, encoding_errors: str, counts: Counter) -> Iterator[str]:
     """Yield the lines as text; `counts` gains "read" and "undecodable". Raises `InputError` at bytes not in UTF-8."""
     for number, line in lines:
@@ -188,7 +200,7 @@ def decode(lines: Iterable[tuple[int, bytes]], name: str, encoding_errors: str, 
             if encoding_errors == "strict":
                 raise InputError(
                     f"{name}, line {number}, byte {error.start + 1}: 0x{line[error.start]:02x} is not UTF-8. Convert "
-                    "the file with iconv, or set encoding_errors to replace or skip."
+                    "the file with iconv; for a corpus you may also set encoding_errors to replace or skip."
                 ) from None
             if encoding_errors == "skip":
                 continue

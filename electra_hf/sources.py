@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 import xxhash
+from datasets import config
 from datasets.utils import tqdm
 from filelock import FileLock
 from huggingface_hub import get_session
@@ -47,6 +48,11 @@ PLAIN_BYTES = {"Accept-Encoding": "identity"}
 class Source:
     name: str  # as the user knows it, without the secrets that a URL may carry
     path: Path  # where it lies on this machine
+
+
+def default_cache() -> Path:
+    """Where downloads and prepared corpora go, unless the user says otherwise: beside the library's own caches."""
+    return Path(config.HF_DATASETS_CACHE) / "electra_hf"
 
 
 def find_sources(names: list[str], download_folder: Path, suffixes=TEXT_SUFFIXES) -> list[Source]:

@@ -10,25 +10,14 @@ from functools import partial
 import torch
 from transformers import TrainerCallback
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from electra_hf.recipe import STOP_SIGNALS
+
 _END_OF_WATCH = signal.SIGUSR2  # sent to one thread, never to the process
 SECONDS_OF_ONE_SIGNAL = 2.0  # torchrun's agent and `tini -g` both pass the same signal on, moments apart
 
 
 class EvaluationStopped(Exception):
     """A signal came during an evaluation: the checkpoint is worth more than its numbers."""
-
-
-def exit_on_signals():
-    """Outside of training there is nothing to save: end at once, with the exit code that says why (143 or 130)."""
-
-    def leave(number, frame):
-        for again in SIGNALS:
-            signal.signal(again, lambda second, frame: os._exit(128 + number))
-        sys.exit(128 + number)
-
-    for number in SIGNALS:
-        signal.signal(number, leave)
 
 
 def protect_workers(loader):
@@ -42,15 +31,15 @@ def protect_workers(loader):
 
 def _start_worker(worker_init_fn, worker_id):
     if sys.platform == "linux":
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         threading.Thread(target=_wait_for_parents_signal, daemon=True).start()
     else:  # nothing tells who sent a signal, and the parent must be able to end it
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     worker_init_fn(worker_id)
 
 
 def _wait_for_parents_signal():
-    while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
+    while signal.sigwaitinfo(STOP_SIGNALS).si_pid != os.getppid():
         pass
     os._exit(0)
 
@@ -70,17 +59,17 @@ class CleanStop(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.start = time.monotonic()
         # For a thread that was there before, and may be handed the signal.
-        self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        self._handlers = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
         # What this thread blocks, all threads and processes block that it starts: the workers of the data loader, and
         # a compiler. So a signal to the whole group breaks off no step. The watcher answers at once, also while this
         # thread is inside of a long call.
-        signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, _END_OF_WATCH))
+        signal.pthread_sigmask(signal.SIG_BLOCK, (*STOP_SIGNALS, _END_OF_WATCH))
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [_END_OF_WATCH])
 
     def _watch(self):
-        while (number := signal.sigwait((*SIGNALS, _END_OF_WATCH))) != _END_OF_WATCH:
+        while (number := signal.sigwait((*STOP_SIGNALS, _END_OF_WATCH))) != _END_OF_WATCH:
             self._receive(number, None)
 
     def _receive(self, number, frame):
@@ -128,7 +117,7 @@ class CleanStop(TrainerCallback):
         self._decide(args, state)
         for number, handler in self._handlers.items():
             signal.signal(number, handler or signal.SIG_DFL)  # None: set by another language, and not to be had again
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def exit_if_stopped(self):
         """After training: leave with 143 or 130 after a signal, with 0 after the limit; nothing may follow."""

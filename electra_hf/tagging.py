@@ -1,11 +1,7 @@
 """Tagged text: `word TAG` lines, CoNLL columns, CoNLL-U and Hub datasets; its labels; the network that tags it."""
 
-import gzip
-import re
-import zlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import datasets
 import xxhash
@@ -13,18 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForTokenClassification, PretrainedConfig, PreTrainedModel
 
 from electra_hf.errors import InputError
-
-_MAX_BYTES = 2**30  # unpacked; a tagged file is some megabytes, so more is a broken or a hostile archive
-
-
-@dataclass
-class TaggedSentence:
-    """Words and their tags; `lines` says where in `source` each word stands (rows for a Hub dataset)."""
-
-    words: list[str]
-    tags: list[str]
-    source: str
-    lines: list[int]
+from electra_hf.tagged_text import TaggedSentence, read_labels, read_tagged_sentences
 
 
 @dataclass
@@ -80,132 +65,6 @@ def split_by_content(sentences: list[TaggedSentence], test_share: float):
     return train, test
 
 
-# Readers
-
-
-def read_tagged_sentences(source: str) -> list[TaggedSentence]:
-    """Read a tagged file, local or by URL: CoNLL-U (words and UPOS), else the first column and the last of each line.
-
-    A blank line ends a sentence. Columns stand between tabs or, in a line without tabs, spaces; every line has as many
-    as the first. Where that is two, a word may hold spaces. Raises `InputError` with the line.
-    """
-    lines = _read_lines(source)
-    is_conllu = re.search(r"\.conllu(\.gz)?$", str(source)) or _looks_like_conllu(lines)
-    read_row = _read_conllu_row if is_conllu else _read_columns
-    sentences, rows, num_columns = [], [], None
-    for number, line in enumerate([*lines, ""], start=1):
-        if not line.strip(" \t"):
-            if rows:
-                numbers, words, tags = zip(*rows, strict=True)
-                sentences.append(TaggedSentence(list(words), list(tags), str(source), list(numbers)))
-            rows = []
-            continue
-        try:
-            word, tag, num_columns = read_row(line, num_columns)
-        except ValueError as error:
-            raise InputError(f"{source}, line {number}: {error}") from None
-        if word is not None:
-            rows.append((number, word, tag))
-    if not sentences:
-        raise InputError(
-            f"{source} holds no tagged word. Expected lines like `hundo NOUN`, a blank line between sentences."
-        )
-    return sentences
-
-
-def read_labels(source: str) -> list[str]:
-    """Read a labels file: one label per line, in the order of the model's outputs."""
-    labels = {}
-    for number, line in enumerate(_read_lines(source), start=1):
-        label = line.strip()
-        if len(label.split()) > 1:
-            raise InputError(f"{source}, line {number}: expected one label per line, found {label[:80]!r}.")
-        if label in labels:
-            raise InputError(f"{source}, line {number}: the label '{label}' stands in line {labels[label]} already.")
-        if label:
-            labels[label] = number
-    if not labels:
-        raise InputError(f"{source} holds no label. Expected one per line.")
-    return list(labels)
-
-
-def _read_columns(line, num_columns):
-    line = line.strip(" \t")
-    columns = re.split(r" *\t[ \t]*" if "\t" in line else " +", line)
-    if num_columns == 2 and "\t" not in line:
-        columns = re.split(r" +(?=[^ ]+$)", line)  # a word may hold a space: "t. e. SYM"
-    expected = num_columns or max(2, len(columns))
-    if len(columns) != expected:
-        raise ValueError(
-            f"expected {expected} columns (the word first, its tag last), found {len(columns)}: {line[:80]!r}."
-        )
-    word = None if columns[0] == "-DOCSTART-" else columns[0]  # CoNLL-2003's border between documents
-    return word, columns[-1], expected
-
-
-def _read_conllu_row(line, num_columns):
-    if line.startswith("#"):
-        return None, None, num_columns
-    columns = line.split("\t")
-    if len(columns) != 10:
-        raise ValueError(f"expected the 10 columns of CoNLL-U, parted by tabs, found {len(columns)}: {line[:80]!r}.")
-    identifier, word, tag = columns[0], columns[1], columns[3]
-    if re.fullmatch(r"\d+[-.]\d+", identifier):  # a multiword range such as 1-2, an empty node such as 1.1
-        return None, None, num_columns
-    if not identifier.isdecimal():
-        raise ValueError(
-            f"expected a word's number, a range (1-2) or an empty node (1.1) first, found {identifier!r}."
-        )
-    if tag in ("_", ""):
-        raise ValueError(f"the word {word!r} has no tag in column 4 (UPOS).")
-    return word, tag, num_columns
-
-
-def _looks_like_conllu(lines):
-    rows = (line.split("\t") for line in lines if line.strip() and not line.startswith("#"))
-    first = next(rows, [])
-    return len(first) == 10 and re.fullmatch(r"\d+([-.]\d+)?", first[0])
-
-
-def _read_lines(source):
-    """The lines of a UTF-8 file, plain or gzipped. Only CR and LF end a line: U+2028 and its like are text."""
-    path = _fetch(source)
-    if not path.is_file():
-        raise InputError(f"There is no file {source}.")
-    try:
-        with path.open("rb") as file:
-            is_gzip = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if is_gzip else path.open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{source} is damaged and cannot be unpacked ({error}). Fetch it again.") from None
-    if len(content) > _MAX_BYTES:
-        raise InputError(f"{source} holds more than {_MAX_BYTES >> 20} MiB: expected a tagged file of some megabytes.")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        before, byte = error.object[: error.start], error.object[error.start]
-        line = len(re.findall(rb"\r\n|\r|\n", before)) + 1
-        raise InputError(
-            f"{source}, line {line}: byte 0x{byte:02x} is not UTF-8. Convert the file, for example with "
-            "`iconv -f LATIN1 -t UTF-8` (or -f UTF-16)."
-        ) from None
-    return re.split(r"\r\n|\r|\n", text)
-
-
-def _fetch(source):
-    if not re.match(r"https?://", str(source)):
-        return Path(source)
-    # Without ETags a second start asks no server: a tagged set does not change under its URL.
-    config = datasets.DownloadConfig(use_etag=False, max_retries=3)
-    try:
-        return Path(datasets.DownloadManager(download_config=config).download(source))
-    except OSError as error:
-        raise InputError(
-            f"{source} could not be downloaded: {error.__cause__ or error}. Check the address, or fetch it to a file."
-        ) from None
-
-
 def _load_dataset(arguments):
     name, config = arguments.dataset_name, arguments.dataset_config_name
     try:
@@ -239,9 +98,6 @@ def _read_dataset(dataset, source, text_column, label_column):
     if not sentences:
         raise InputError(f"{source} holds no tagged word.")
     return sentences
-
-
-# Labels
 
 
 def list_labels(train: list[TaggedSentence], labels_file: str | None = None) -> list[str]:
@@ -285,9 +141,6 @@ def tag_most_frequently(train: list[TaggedSentence], test: list[TaggedSentence])
     best = {word: counts.most_common(1)[0][0] for word, counts in of_word.items()}
     commonest = of_all.most_common(1)[0][0]
     return [[best.get(word, commonest) for word in sentence.words] for sentence in test]
-
-
-# The network
 
 
 def load_tagger_config(model_name_or_path: str, labels: list[str]) -> PretrainedConfig:

@@ -132,22 +132,6 @@ def format_report(metrics: dict[str, float], unknown_labels: Counter) -> str:
     return "\n".join(lines)
 
 
-def draw_confusion(predictions: list[list[str]], references: list[list[str]], path):
-    """Draw which tag is taken for which, each row a gold tag in shares of its words."""
-    from matplotlib.figure import Figure  # without pyplot: no screen, no global state
-
-    predicted, gold = list(chain(*predictions)), list(chain(*references))
-    tags = sorted({*predicted, *gold})
-    figure = Figure(figsize=(2 + 0.5 * len(tags),) * 2, layout="constrained")
-    axes = figure.subplots()
-    metrics.ConfusionMatrixDisplay.from_predictions(
-        gold, predicted, labels=tags, normalize="true", values_format=".2f", ax=axes, cmap="Blues",
-        xticks_rotation="vertical", text_kw={"fontsize": 7}, colorbar=False,
-    )  # fmt: skip
-    axes.set(xlabel="predicted", ylabel="gold", title="Share of the words of each gold tag")
-    figure.savefig(Path(path), dpi=110)
-
-
 def write_predictions(words: list[list[str]], references: list[list[str]], predictions: list[list[str]], path):
     """Write word, gold and predicted tag between tabs, a blank line after each sentence."""
     with Path(path).open("w", encoding="utf-8") as file:

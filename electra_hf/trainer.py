@@ -1,6 +1,5 @@
 """`ElectraTrainer`: the Hugging Face Trainer with a log, an evaluation and a learning rate that fit the pair."""
 
-import hashlib
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,19 +13,18 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from electra_hf.checkpoints import (
-    check_same_run,
     clear_way,
     disk_faults_told,
     find_last_checkpoint,
     is_sealed,
     mark_written,
     rotate,
-    save_facts,
     seal,
 )
+from electra_hf.cpu import keep_freed_memory
 from electra_hf.errors import InputError
 from electra_hf.flops import flops_per_token
-from electra_hf.memory import keep_freed_memory
+from electra_hf.identity import check_same_run, describe_run, save_identity
 from electra_hf.metrics import PretrainingMetrics, diagnose
 from electra_hf.packing import collate_rows
 from electra_hf.stopping import EvaluationStopped, protect_workers
@@ -34,11 +32,6 @@ from electra_hf.trackers import guard_trackers
 
 logger = logging.getLogger(__name__)
 
-# A run that differs in one of these does not go on where its checkpoint stopped.
-_SETTINGS = (
-    *("seed data_seed world_size generator_only_steps learning_rate warmup_steps lr_scheduler_type optim").split(),
-    *("weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm").split(),
-)
 MAX_SKIPPED_IN_A_ROW = 10  # steps without a finite gradient after which a run does not recover by itself
 
 
@@ -113,7 +106,7 @@ class ElectraTrainer(Trainer):
             resume_from_checkpoint = find_last_checkpoint(self.args.output_dir)
         self._resumed_from = resume_from_checkpoint
         if resume_from_checkpoint:
-            check_same_run(resume_from_checkpoint, self._facts())
+            check_same_run(resume_from_checkpoint, describe_run(self))
         if self.is_world_process_zero():
             step = int(Path(resume_from_checkpoint).name.rpartition("-")[2]) if resume_from_checkpoint else 0
             clear_way(self.args.output_dir, step)
@@ -129,20 +122,6 @@ class ElectraTrainer(Trainer):
         if self.args.device.type == "cpu":
             keep_freed_memory()
         return super().train(resume_from_checkpoint, **kwargs)
-
-    def _facts(self):
-        """What a run needs to have in common with its checkpoint."""
-        settings = {name: getattr(self.args, name) for name in _SETTINGS}
-        rows = self.train_dataset
-        digest = hashlib.sha256()
-        for index in range(0, len(rows), max(1, len(rows) // 256)):  # all would take minutes on a large corpus
-            digest.update(rows[index]["input_ids"].numpy().tobytes())
-        return {
-            "rows (corpus_files, tokenizer, max_length)": {"number": len(rows), "sha256": digest.hexdigest()},
-            "rows of a step": self._tokens_per_step() // rows[0]["input_ids"].shape[0],
-            "settings": settings,
-            "model": self.model.config.to_dict(),
-        }
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         output = model(**inputs)
@@ -294,7 +273,7 @@ class ElectraTrainer(Trainer):
                 self.args.save_total_limit = limit
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
-                save_facts(folder, self._facts())
+                save_identity(folder, describe_run(self))
                 mark_written(folder)
                 self._sealing = self._sealer.submit(self._seal, folder, limit)
 

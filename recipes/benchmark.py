@@ -8,7 +8,6 @@ import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from electra_hf.arguments import as_dict, run_recipe
 from electra_hf.benchmarking import (
     PRODUCTS,
     ROWS,
@@ -27,6 +26,7 @@ from electra_hf.configuration import ElectraPretrainingConfig
 from electra_hf.corpus import CorpusArguments, load_corpus
 from electra_hf.errors import InputError
 from electra_hf.figures import draw_benchmark
+from electra_hf.recipe import as_dict, run_recipe
 from electra_hf.tokenization import train_tokenizer_once
 
 SAMPLE = Path(__file__).parent / "quickstart/data/epo_sample_2026_500-sentences.txt"

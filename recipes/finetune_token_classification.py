@@ -13,12 +13,13 @@ import torch
 from transformers import DataCollatorForTokenClassification, Trainer, TrainingArguments, set_seed
 
 from electra_hf.alignment import IGNORED, gather_words, labels_and_losses, make_windows
-from electra_hf.arguments import run_recipe, save_recipe
 from electra_hf.cards import CardArguments, fill_tagger_card
 from electra_hf.checkpoints import check_writable
 from electra_hf.errors import InputError
+from electra_hf.figures import draw_confusion
 from electra_hf.hub import push_results, take_push_settings
 from electra_hf.optimization import layerwise_parameter_groups
+from electra_hf.recipe import run_recipe, save_recipe
 from electra_hf.tagging import (
     TaggingArguments,
     build_tagger,
@@ -29,13 +30,7 @@ from electra_hf.tagging import (
     longest_window,
     tag_most_frequently,
 )
-from electra_hf.tagging_metrics import (
-    compute_tagging_scores,
-    draw_confusion,
-    format_report,
-    summarise_runs,
-    write_predictions,
-)
+from electra_hf.tagging_metrics import compute_tagging_scores, format_report, summarise_runs, write_predictions
 from electra_hf.tokenization import load_tokenizer, save_tokenizer
 from electra_hf.trackers import guard_trackers
 

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer, ElectraForPreTraining
 from transformers.utils import logging
 
-from electra_hf.arguments import parse_arguments, run_recipe
+from electra_hf.recipe import parse_arguments, run_recipe
 
 ROOT = Path(__file__).parents[1]
 OUTPUT = Path("outputs/quickstart")

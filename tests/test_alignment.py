@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from electra_hf.alignment import cut_windows, encode_words, gather_words, labels_and_losses, make_windows
-from electra_hf.tagging import TaggedSentence
+from electra_hf.tagged_text import TaggedSentence
 
 PAD, UNK, CLS, SEP, LA, KAT, SUFFIX_O, SUFFIX_J = range(8)
 LABELS = {"DET": 0, "NOUN": 1}

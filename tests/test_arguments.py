@@ -4,15 +4,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from electra_hf.arguments import (
-    ModelArguments,
-    PretrainingArguments,
-    TokenizerArguments,
-    parse_arguments,
-    run_recipe,
-    save_recipe,
-)
+from electra_hf.arguments import ModelArguments, PretrainingArguments, TokenizerArguments
 from electra_hf.errors import InputError
+from electra_hf.recipe import parse_arguments, run_recipe, save_recipe
 
 
 @dataclass

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from test_pretrain import folder  # noqa: F401 a fixture: a corpus and pretraining recipe
 
-from electra_hf.arguments import parse_arguments
 from electra_hf.errors import InputError
+from electra_hf.recipe import parse_arguments
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "compare_objectives.py"
 TAGGED = "la DET\nknabo NOUN\nvidas VERB\nbelan ADJ\nhundon NOUN\n\nĉevalon NOUN\nvidas VERB\nŝia DET\nknabo NOUN\n\n"

@@ -15,7 +15,7 @@ from transformers import (
     pipeline,
 )
 
-from electra_hf.tagging import read_tagged_sentences
+from electra_hf.tagged_text import read_tagged_sentences
 from electra_hf.tokenization import save_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -282,7 +282,7 @@ def test_the_model_to_start_from_is_not_overwritten(run, inputs):
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/*/finetune_pos.yaml")), ids=lambda path: path.parent.name)
 def test_every_recipe_file_is_accepted(recipe, path):
-    from electra_hf.arguments import parse_arguments
+    from electra_hf.recipe import parse_arguments
 
     model_args, *_, training_args = parse_arguments(*recipe.ARGUMENTS, argv=["--config", str(path)])
     assert isinstance(training_args, TrainingArguments)

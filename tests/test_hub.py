@@ -11,10 +11,10 @@ from hub_client import OTHER_TOKEN, TOKEN, Client, ClientError, files_that_hold
 from hub_server import Fault, Hub, answer, hang_up, serve_then_hang_up
 from transformers import ElectraConfig, ElectraForPreTraining, TrainingArguments
 
-from electra_hf.arguments import save_recipe
 from electra_hf.cards import MARKER
 from electra_hf.errors import InputError
 from electra_hf.hub import PushSettings, check_repo_id, push_results, select_files, take_push_settings
+from electra_hf.recipe import save_recipe
 from electra_hf.tokenization import save_tokenizer, train_tokenizer
 
 SENTENCES = ["La hundo kuras rapide en la urbo .", "Mi vidas vin ĉiutage kaj ĝojas ."]

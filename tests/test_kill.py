@@ -15,7 +15,8 @@ import pytest
 from transformers import TrainerCallback
 
 from electra_hf.checkpoints import find_damage, find_last_checkpoint, sorted_checkpoints
-from electra_hf.stopping import SIGNALS, CleanStop, exit_on_signals
+from electra_hf.recipe import STOP_SIGNALS, exit_on_signals
+from electra_hf.stopping import CleanStop
 
 
 @pytest.mark.slow
@@ -225,9 +226,9 @@ def test_a_limit_of_hours_leaves_a_complete_checkpoint_and_exit_code_0(recipe):
 @pytest.fixture
 def stop():
     """A `CleanStop` whose handlers go with the test."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield CleanStop()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
@@ -284,12 +285,12 @@ def test_a_signal_during_the_last_evaluation_ends_at_once_with_its_code(make_tra
 
 
 def test_after_training_signals_are_handled_as_before(make_trainer):
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     trainer = make_trainer(max_steps=2)
     trainer.add_callback(CleanStop())
     trainer.train()
-    assert {number: signal.getsignal(number) for number in SIGNALS} == before
-    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(SIGNALS)
+    assert {number: signal.getsignal(number) for number in STOP_SIGNALS} == before
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(STOP_SIGNALS)
 
 
 @pytest.mark.parametrize("max_steps", [2, 50])

@@ -12,8 +12,9 @@ from transformers import (
     ElectraModel,
 )
 
+from electra_hf.building import start_positions_as_sinusoids
 from electra_hf.corruption import mask_tokens, select_positions
-from electra_hf.modeling import ElectraForPretraining, start_positions_as_sinusoids
+from electra_hf.modeling import ElectraForPretraining
 
 
 def reference_losses(model, input_ids, masked_ids, positions, corrupted_ids):

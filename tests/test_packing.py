@@ -167,12 +167,6 @@ def test_another_process_reads_the_same_cache(on_disk, tmp_path):
     assert output.split()[-1] == rows.dataset.cache_files[0]["filename"]
 
 
-def test_two_processes_pack_every_text(on_disk):
-    rows = pack_dataset(on_disk, TOKENIZER, 8, num_proc=2)
-    ids = rows.__getitems__(range(len(rows)))
-    assert set(ids[ids >= FIRST].tolist()) == set(range(FIRST, FIRST + 33))
-
-
 @pytest.fixture
 def chunked():
     """Rows in three chunks of the table, and the same as one array."""

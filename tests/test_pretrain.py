@@ -10,9 +10,10 @@ import pytest
 import yaml
 from transformers import AutoTokenizer, ElectraForMaskedLM, ElectraForPreTraining
 
-from electra_hf.arguments import ModelArguments, PretrainingArguments, TokenizerArguments, parse_arguments
+from electra_hf.arguments import ModelArguments, PretrainingArguments, TokenizerArguments
 from electra_hf.cards import CardArguments
 from electra_hf.corpus import CorpusArguments
+from electra_hf.recipe import parse_arguments
 
 ARGUMENTS = (CorpusArguments, TokenizerArguments, ModelArguments, CardArguments, PretrainingArguments)
 ROOT = Path(__file__).parents[1]

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from electra_hf.building import start_positions_as_sinusoids
 from electra_hf.errors import InputError
-from electra_hf.modeling import ElectraForPretraining, start_positions_as_sinusoids
+from electra_hf.modeling import ElectraForPretraining
 from electra_hf.sharing import TABLES, ResidualEmbedding
 
 

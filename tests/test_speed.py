@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from transformers import TrainerCallback
 
 from electra_hf.flops import flops_per_token
 
-THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")  # Linux: who gets huge pages
 # Operations whose result Python needs before it goes on: on a GPU the host would wait for them.
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
 
@@ -101,7 +99,7 @@ def test_compiled_and_bf16_training_ends_within_the_seed_noise_of_the_plain_one(
 
 _FRESH_PAGES = """
 import resource, torch
-from electra_hf.memory import keep_freed_memory
+from electra_hf.cpu import keep_freed_memory
 {call}
 def fill():
     torch.zeros(16 << 20).add_(1)
@@ -109,13 +107,6 @@ def fill():
 fill(); start = fill()
 for _ in range(10): end = fill()
 print(end - start)
-"""
-_HUGE_PAGES = """
-import torch
-from electra_hf.memory import keep_freed_memory
-{call}
-tensor = torch.ones(64 << 20)
-print(next(line.split()[1] for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages")))
 """
 
 
@@ -131,11 +122,3 @@ def test_a_large_tensor_finds_the_memory_of_the_last_one_where_freed_memory_is_k
 
     # Ten tensors of 16,384 pages; the heap may still grow once or twice for one of them.
     assert fresh_pages("keep_freed_memory()") < fresh_pages("") / 2
-
-
-@pytest.mark.skipif(
-    not THP.is_file() or "[madvise]" not in THP.read_text(), reason="the system lends huge pages to all, or to nobody"
-)
-def test_a_large_tensor_lies_in_huge_pages_where_freed_memory_is_kept():
-    kilobytes = 4 * (64 << 10)
-    assert run_python(_HUGE_PAGES, "keep_freed_memory()") > kilobytes / 2 > run_python(_HUGE_PAGES, "")

@@ -2,12 +2,12 @@ from collections import Counter
 
 import pytest
 
+from electra_hf.figures import draw_confusion
 from electra_hf.tagging_metrics import (
     ArticleSeqeval,
     SpanScores,
     TokenScores,
     compute_tagging_scores,
-    draw_confusion,
     format_report,
     summarise_runs,
     write_predictions,

@@ -26,7 +26,7 @@ SAVE = [  # in the order of a save; the number says at which call of it
     ("transformers.Trainer._save_rng_state", 3),
     ("electra_hf.trainer.TrainerState.save_to_json", 1),
     ("electra_hf.trainer.ElectraTrainer._save_sums", 3),
-    ("electra_hf.trainer.save_facts", 1),
+    ("electra_hf.trainer.save_identity", 1),
     ("electra_hf.trainer.mark_written", 3),
     ("electra_hf.checkpoints.os.replace", 1),  # of the mark
     ("electra_hf.trainer.seal", 3),

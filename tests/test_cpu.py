@@ -7,7 +7,7 @@ from torch import nn
 from transformers import ElectraConfig, ElectraModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from electra_hf.cpu_layers import Dropout, Linear, attend, drop_out, use_cpu_layers
+from electra_hf.cpu import Dropout, Linear, attend, drop_out, use_cpu_layers
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.001])
@@ -140,7 +140,7 @@ def test_rows_without_padding_give_the_attention_no_mask(monkeypatch, is_compile
         masks.append(attention_mask)  # one that only says "everything" would cost a GPU its fastest kernel
         return sdpa_attention_forward(module, query, key, value, attention_mask, *args, **kwargs)
 
-    monkeypatch.setattr("electra_hf.cpu_layers.sdpa_attention_forward", note)
+    monkeypatch.setattr("electra_hf.cpu.sdpa_attention_forward", note)
     network = make_network().eval()
     use_cpu_layers(network)
     run = torch.compile(network, backend="eager", fullgraph=True) if is_compiled else network

@@ -1,4 +1,9 @@
-"""Layers that cost a CPU less than those they stand in for; on a GPU they are PyTorch's own (recipes/SPEED.md)."""
+"""What makes training on a CPU cheaper: its memory, and its layers. On a GPU the layers are PyTorch's own.
+
+recipes/SPEED.md has what each of them is worth.
+"""
+
+import ctypes
 
 import numpy as np
 import torch
@@ -8,7 +13,22 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-_LEVELS = 256
+_LEVELS = 256  # values of a byte
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse the memory of freed tensors. Training on a CPU then takes a fifth less time.
+
+    By default glibc returns the memory of large tensors to the system, and fetches fresh pages for the next ones.
+    Other C libraries are left as they are.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # macOS, musl, Windows
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 @torch.library.custom_op("electra_hf::random_bytes", mutates_args=())

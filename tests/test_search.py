@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from electra_hf.vocabulary import draw, find_highest
+from electra_hf.corruption import draw, find_highest
 
 SIZES = [1, 7, 64, 65, 200, 640]
 

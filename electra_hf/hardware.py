@@ -1,0 +1,21 @@
+"""What a run trains on: the name of the device and its power."""
+
+import os
+import platform
+import subprocess
+
+import torch
+
+
+def describe_hardware():
+    """What this process and its fellows train on: a name, and the power limit of all devices in watts where known."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if not torch.cuda.is_available():
+        return {"name": f"{os.cpu_count()} CPU cores ({platform.machine()})"}
+    name = f"{processes} × {torch.cuda.get_device_name(0)}"
+    query = ["nvidia-smi", "--query-gpu=power.limit", "--format=csv,noheader,nounits", "--id=0"]
+    try:
+        watts = float(subprocess.run(query, capture_output=True, text=True, check=True).stdout)
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return {"name": name}  # an AMD card, or a container without the tool
+    return {"name": name, "watts": watts * processes}

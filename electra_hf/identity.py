@@ -1,0 +1,59 @@
+"""What makes a run the same run: a checkpoint says whose it is, and another run is refused it."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from electra_hf.errors import InputError
+
+RUN = "run.json"
+# A run that differs in one of these does not go on where its checkpoint stopped.
+_SETTINGS = (
+    *("seed data_seed world_size generator_only_steps learning_rate warmup_steps lr_scheduler_type optim").split(),
+    *("weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm").split(),
+)
+_NO_SETTINGS = ("transformers_version", "dtype", "architectures", "_name_or_path")  # what a config notes besides
+
+
+def describe_run(trainer) -> dict:
+    """What a run needs to have in common with its checkpoint."""
+    settings = {name: getattr(trainer.args, name) for name in _SETTINGS}
+    rows = trainer.train_dataset
+    digest = hashlib.sha256()
+    for index in range(0, len(rows), max(1, len(rows) // 256)):  # all would take minutes on a large corpus
+        digest.update(rows[index]["input_ids"].numpy().tobytes())
+    return {
+        "rows (corpus_files, tokenizer, max_length)": {"number": len(rows), "sha256": digest.hexdigest()},
+        "rows of a step": trainer._tokens_per_step() // rows[0]["input_ids"].shape[0],
+        "settings": settings,
+        "model": trainer.model.config.to_dict(),
+    }
+
+
+def save_identity(checkpoint: str | Path, identity: dict) -> None:
+    """Write what has to be the same in a run that goes on from this checkpoint, before it is sealed."""
+    (Path(checkpoint) / RUN).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+
+
+def check_same_run(checkpoint: str | Path, identity: dict) -> None:
+    """Refuse to go on from the checkpoint of another run. Raises `InputError` that names every difference."""
+    file = Path(checkpoint) / RUN
+    saved = _flatten(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    now = _flatten(json.loads(json.dumps(identity)))
+    # A field that only one of them has belongs to another version of a library.
+    differences = [
+        f"{key} was {saved[key]!r}, now {now[key]!r}" for key in saved if saved[key] != now.get(key, saved[key])
+    ]
+    if differences:
+        raise InputError(
+            f"{checkpoint} belongs to a run with other settings: {'; '.join(differences)}. Restore them to go on "
+            "from it; or choose another output_dir, or `resume_from_checkpoint: never`, to start afresh."
+        )
+
+
+def _flatten(identity, prefix=""):
+    flat = {}
+    for key, value in identity.items():
+        if key not in _NO_SETTINGS:
+            flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
