@@ -133,6 +133,11 @@ def save_recipe(path, *arguments):
     Path(path).write_text(text, encoding="utf-8")
 
 
+def write_json(values: dict, path: str | Path) -> None:
+    """Write numbers by name, such as metrics.json."""
+    Path(path).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
 def run_recipe(main, *argument_classes):
     """Parse, run `main(*arguments)`, and turn a wrong input into one message and exit code 2 (DESIGN: exit codes)."""
     exit_on_signals()

@@ -1,12 +1,10 @@
-"""Tagged text: `word TAG` lines, CoNLL columns, CoNLL-U and Hub datasets; its labels; the network that tags it."""
+"""What a tagger learns from: tagged sentences of files or a Hub dataset, their labels, and a baseline."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 import datasets
 import xxhash
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForTokenClassification, PretrainedConfig, PreTrainedModel
 
 from electra_hf.errors import InputError
 from electra_hf.tagged_text import TaggedSentence, read_labels, read_tagged_sentences
@@ -141,58 +139,3 @@ def tag_most_frequently(train: list[TaggedSentence], test: list[TaggedSentence])
     best = {word: counts.most_common(1)[0][0] for word, counts in of_word.items()}
     commonest = of_all.most_common(1)[0][0]
     return [[best.get(word, commonest) for word in sentence.words] for sentence in test]
-
-
-def load_tagger_config(model_name_or_path: str, labels: list[str]) -> PretrainedConfig:
-    """The configuration of a published encoder with `labels` for outputs. Raises `InputError` if it is not a model."""
-    try:
-        model_type = PretrainedConfig.get_config_dict(model_name_or_path)[0].get("model_type")
-        if model_type == "electra-pretraining":
-            raise InputError(
-                f"model_name_or_path: {model_name_or_path} is the pair of generator and discriminator. Give its "
-                "discriminator: the folder `discriminator` of the run, or what recipes/export.py writes."
-            )
-        return AutoConfig.from_pretrained(
-            model_name_or_path, id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)}
-        )
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise _not_a_model(model_name_or_path, error) from None
-
-
-def build_tagger(model_name_or_path: str, config: PretrainedConfig, from_scratch: bool = False) -> PreTrainedModel:
-    """The encoder with a new head for the labels, in fp32; all of its weights random if `from_scratch`."""
-    if from_scratch:
-        return AutoModelForTokenClassification.from_config(config, dtype="float32")
-    try:
-        model, loading = AutoModelForTokenClassification.from_pretrained(
-            model_name_or_path, config=config, dtype="float32", output_loading_info=True
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _not_a_model(model_name_or_path, error) from None
-    # Only the head is new. Weights of another architecture would leave a random encoder behind, with a mere warning.
-    missing = [key for key in loading["missing_keys"] if key.startswith(f"{model.base_model_prefix}.")]
-    if missing:
-        raise InputError(f"model_name_or_path: {model_name_or_path} lacks {len(missing)} weights, {missing[0]} first.")
-    return model
-
-
-def _not_a_model(name, error):
-    return InputError(
-        f"model_name_or_path: {name} is neither a folder with a model (config.json, model.safetensors) nor a model on "
-        f"the Hub that can be loaded. ({str(error).splitlines()[0]})"
-    )
-
-
-def longest_window(max_length: int | None, tokenizer, config: PretrainedConfig) -> int:
-    """`max_length` checked against the model, or the longest that model and tokenizer allow."""
-    limit = min(tokenizer.model_max_length, config.max_position_embeddings)
-    if max_length is not None and not 3 <= max_length <= limit:
-        raise InputError(f"max_length: expected 3 to {limit} tokens, the longest this model reads, got {max_length}.")
-    if len(tokenizer) > config.vocab_size:
-        raise InputError(
-            f"The tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}: give the tokenizer that "
-            "the model was trained with as tokenizer_name_or_path."
-        )
-    return max_length or limit

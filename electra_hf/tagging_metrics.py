@@ -5,7 +5,6 @@ import warnings
 from collections import Counter
 from itertools import chain
 from pathlib import Path
-from statistics import mean, stdev
 
 import datasets
 import evaluate
@@ -99,17 +98,7 @@ def compute_tagging_scores(predictions: list[list[str]], references: list[list[s
     return {name if name.startswith("article_") else f"eval_{name}": value for name, value in scores.items()}
 
 
-def summarise_runs(runs: list[dict[str, float]]) -> dict[str, float]:
-    """The first run's scores as they are and, of several runs, each score's mean and sample standard deviation."""
-    summary = dict(runs[0])
-    if len(runs) > 1:
-        for name in runs[0]:
-            values = [run[name] for run in runs]
-            summary |= {f"{name}_mean": mean(values), f"{name}_sd": stdev(values)}
-    return summary
-
-
-def format_report(metrics: dict[str, float], unknown_labels: Counter) -> str:
+def format_scores(metrics: dict[str, float], unknown_labels: Counter) -> str:
     """The scores of a metrics.json as a few lines to print, and the labels that the model could not know."""
     rows = [
         ("accuracy", "eval_accuracy"),

@@ -4,93 +4,44 @@ accelerate launch recipes/finetune_token_classification.py --config recipes/espe
     --model_name_or_path output_dir/discriminator [--any_key value]
 """
 
-import json
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from transformers import DataCollatorForTokenClassification, Trainer, TrainingArguments, set_seed
+from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
 from electra_hf.alignment import IGNORED, gather_words, labels_and_losses, make_windows
 from electra_hf.cards import CardArguments, fill_tagger_card
-from electra_hf.checkpoints import check_writable
-from electra_hf.errors import InputError
 from electra_hf.figures import draw_confusion
+from electra_hf.finetuning import (
+    EncoderArguments,
+    FinetuningArguments,
+    check_folders,
+    fine_tune,
+    load_config,
+    load_encoder_tokenizer,
+    longest_window,
+    summarise_runs,
+)
 from electra_hf.hub import push_results, take_push_settings
-from electra_hf.optimization import layerwise_parameter_groups
-from electra_hf.recipe import run_recipe, save_recipe
+from electra_hf.recipe import run_recipe, save_recipe, write_json
 from electra_hf.tagging import (
     TaggingArguments,
-    build_tagger,
     count_unknown_labels,
     list_labels,
     load_tagged_sentences,
-    load_tagger_config,
-    longest_window,
     tag_most_frequently,
 )
-from electra_hf.tagging_metrics import compute_tagging_scores, format_report, summarise_runs, write_predictions
-from electra_hf.tokenization import load_tokenizer, save_tokenizer
-from electra_hf.trackers import guard_trackers
+from electra_hf.tagging_metrics import compute_tagging_scores, format_scores, write_predictions
+from electra_hf.tokenization import save_tokenizer
+
+ARGUMENTS = (EncoderArguments, TaggingArguments, CardArguments, FinetuningArguments)
 
 
-@dataclass
-class ModelArguments:
-    """The encoder to fine-tune, or its random twin."""
-
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "A discriminator: a folder or a model on the Hub."}
-    )
-    tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "Its tokenizer (default: beside it)."})
-    from_scratch: bool = field(
-        default=False,
-        metadata={"help": "Take its shape and tokenizer, but random weights: what pretraining is worth."},
-    )
-
-
-@dataclass
-class FinetuningArguments(TrainingArguments):
-    """`TrainingArguments` with the paper's numbers for fine-tuning (table 7, small) as defaults."""
-
-    seeds: list[int] = field(
-        default_factory=list, metadata={"help": "One run per seed, mean and sd over them (default: `seed` alone)."}
-    )
-    layerwise_lr_decay: float = field(default=0.8, metadata={"help": "Each layer learns at this times the one above."})
-    published_decay: bool = field(default=False, metadata={"help": "The official code's form: one factor more."})
-    learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate of the head."})
-    num_train_epochs: float = field(default=3.0, metadata={"help": "Passes over the training part."})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Windows a device takes at a time."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Windows a device evaluates at a time."})
-    warmup_steps: float = field(default=0.1, metadata={"help": "Steps of warm-up; below 1, a share of all."})
-    adam_epsilon: float = field(default=1e-6, metadata={"help": "Epsilon of AdamW."})
-    logging_steps: float = field(default=0.1, metadata={"help": "Steps between two logs; below 1, a share of all."})
-    save_strategy: str = field(default="no", metadata={"help": "A run is short: the model at its end is enough."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "True would log a NaN loss as 0."})
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.seeds = self.seeds or [self.seed]
-        self.dataloader_pin_memory &= torch.cuda.is_available()  # on a CPU it does nothing but warn
-        if len(set(self.seeds)) < len(self.seeds):
-            raise InputError(f"seeds: expected different numbers, got {self.seeds}; a seed twice is the same run.")
-        if self.hub_token is not None:
-            raise InputError(
-                "hub_token: give the token by `hf auth login` or the variable HF_TOKEN, not as a setting."
-            )
-
-
-ARGUMENTS = (ModelArguments, TaggingArguments, CardArguments, FinetuningArguments)
-
-
-def main(model_args, data_args, card_args, training_args):
+def main(encoder_args, data_args, card_args, training_args):
     push = take_push_settings(training_args)
-    check_writable(training_args.output_dir)
+    check_folders(encoder_args, training_args.output_dir)
     output_dir = Path(training_args.output_dir)
-    if model_args.model_name_or_path is None:
-        raise InputError("Give model_name_or_path: the folder `discriminator` of a pretraining run, or a Hub model.")
-    if output_dir.resolve() == Path(model_args.model_name_or_path).resolve():
-        raise InputError(f"output_dir {output_dir} is the model to start from. Give the tagger a folder of its own.")
 
     # Data: sentences of words and tags, and the labels that the model is to know
     with training_args.main_process_first(desc="reading the tagged text"):
@@ -100,8 +51,8 @@ def main(model_args, data_args, card_args, training_args):
     unknown_labels = count_unknown_labels(test, labels)
 
     # Windows: the first sub-token of a word carries its label, and every word is scored once
-    config = load_tagger_config(model_args.model_name_or_path, labels)
-    tokenizer = load_tokenizer(model_args.tokenizer_name_or_path or model_args.model_name_or_path)
+    config = load_config(encoder_args.model_name_or_path, labels)
+    tokenizer = load_encoder_tokenizer(encoder_args)
     max_length = longest_window(data_args.max_length, tokenizer, config)
     train_windows = make_windows(train, tokenizer, config.label2id, max_length)
     test_windows = make_windows(test, tokenizer, config.label2id, max_length)
@@ -109,7 +60,17 @@ def main(model_args, data_args, card_args, training_args):
     # Fine-tuning and test, once per seed; the model that stays is the first one's, chosen before any score is known
     runs = []
     for seed in training_args.seeds:
-        trainer = fine_tune(seed, model_args, training_args, config, tokenizer, train_windows)
+        trainer = fine_tune(
+            seed,
+            AutoModelForTokenClassification,
+            encoder_args,
+            training_args,
+            config,
+            tokenizer,
+            train_windows,
+            data_collator=DataCollatorForTokenClassification(tokenizer),
+            preprocess_logits_for_metrics=labels_and_losses,
+        )
         output = trainer.predict(test_windows)
         label_ids, losses = output.predictions
         predicted = [[labels[i] for i in row] for row in gather_words(test_windows, label_ids, test)]
@@ -137,47 +98,13 @@ def main(model_args, data_args, card_args, training_args):
         "test_words_with_unknown_label": unknown_labels.total(),
     }
     if training_args.should_save:
-        save_recipe(output_dir / "recipe.yaml", model_args, data_args, card_args, training_args, push)
+        save_recipe(output_dir / "recipe.yaml", encoder_args, data_args, card_args, training_args, push)
         write_json(metrics, output_dir / "metrics.json")
-        print(format_report(metrics, unknown_labels))
+        print(format_scores(metrics, unknown_labels))
 
         # Card, and the Hub where it is asked for: whatever happens there, the results are on disk
         fill_tagger_card(output_dir, push.tagger, **asdict(card_args))
         push_results({output_dir: push.tagger}, push)
-
-
-def fine_tune(seed, model_args, training_args, config, tokenizer, train_windows):
-    """Train one tagger, and return the `Trainer` that holds it."""
-    set_seed(seed)
-    model = build_tagger(model_args.model_name_or_path, config, model_args.from_scratch)
-    several = len(training_args.seeds) > 1
-    output_dir = Path(training_args.output_dir, f"seed-{seed}" if several else "")
-
-    # The head learns at learning_rate, and every layer at layerwise_lr_decay times the one above (rule 18)
-    groups = layerwise_parameter_groups(
-        model,
-        training_args.learning_rate,
-        training_args.layerwise_lr_decay,
-        training_args.weight_decay,
-        training_args.published_decay,
-    )
-    betas = (training_args.adam_beta1, training_args.adam_beta2)
-    trainer = Trainer(
-        model,
-        replace(training_args, seed=seed, output_dir=str(output_dir)),
-        data_collator=DataCollatorForTokenClassification(tokenizer),
-        train_dataset=train_windows,
-        processing_class=tokenizer,
-        optimizers=(torch.optim.AdamW(groups, betas=betas, eps=training_args.adam_epsilon), None),
-        preprocess_logits_for_metrics=labels_and_losses,
-    )
-    guard_trackers(trainer)
-    trainer.train()
-    return trainer
-
-
-def write_json(values, path):
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

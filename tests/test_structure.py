@@ -12,10 +12,10 @@ PACKAGE = ROOT / "electra_hf"
 # A file imports only from lines above its own.
 FLOORS = [
     ["errors", "cpu", "corruption", "trackers", "hardware"],
-    ["sources", "objectives", "sharing", "tokenization", "packing", "metrics", "optimization", "recipe"],
+    ["sources", "objectives", "sharing", "tokenization", "packing", "metrics", "recipe"],
     ["readers", "checkpoints", "stopping", "figures", "tagging_metrics", "cards", "configuration", "flops"],
     ["corpus", "arguments", "modeling", "tagged_text", "hub", "identity"],
-    ["alignment", "trainer", "tagging", "building"],
+    ["alignment", "trainer", "tagging", "building", "finetuning"],
     ["contenders", "benchmarking"],
     ["__init__"],
 ]

@@ -7,17 +7,16 @@ import datasets
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import ElectraConfig, ElectraForPreTraining
+from transformers import AutoModelForTokenClassification, ElectraConfig, ElectraForPreTraining
 
 from electra_hf.errors import InputError
+from electra_hf.finetuning import build_model, load_config
 from electra_hf.tagged_text import TaggedSentence, read_labels, read_tagged_sentences
 from electra_hf.tagging import (
     TaggingArguments,
-    build_tagger,
     count_unknown_labels,
     list_labels,
     load_tagged_sentences,
-    load_tagger_config,
     split_by_content,
     tag_most_frequently,
 )
@@ -297,7 +296,9 @@ def discriminator(tmp_path):
 
 
 def build(folder, from_scratch=False):
-    return build_tagger(str(folder), load_tagger_config(str(folder), ["DET", "NOUN"]), from_scratch)
+    return build_model(
+        AutoModelForTokenClassification, str(folder), load_config(str(folder), ["DET", "NOUN"]), from_scratch
+    )
 
 
 def test_a_tagger_has_the_encoders_weights_and_the_names_of_its_labels(discriminator):
@@ -318,7 +319,7 @@ def test_from_scratch_has_the_same_shape_and_other_weights(discriminator):
 
 def test_a_folder_that_is_not_a_model_is_an_error(tmp_path):
     with pytest.raises(InputError, match="model_name_or_path: .* neither a folder with a model"):
-        load_tagger_config(str(tmp_path), ["DET"])
+        load_config(str(tmp_path), ["DET"])
 
 
 def test_a_model_without_its_weights_is_an_error(discriminator):
@@ -337,4 +338,4 @@ def test_a_damaged_model_is_an_error(discriminator):
 def test_the_folder_of_the_pair_is_refused_with_the_way_to_its_discriminator(tiny_model, tmp_path):
     tiny_model().save_pretrained(tmp_path / "pair")
     with pytest.raises(InputError, match="recipes/export.py"):
-        load_tagger_config(str(tmp_path / "pair"), ["DET"])
+        load_config(str(tmp_path / "pair"), ["DET"])

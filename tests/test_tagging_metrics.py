@@ -3,13 +3,13 @@ from collections import Counter
 import pytest
 
 from electra_hf.figures import draw_confusion
+from electra_hf.finetuning import summarise_runs
 from electra_hf.tagging_metrics import (
     ArticleSeqeval,
     SpanScores,
     TokenScores,
     compute_tagging_scores,
-    format_report,
-    summarise_runs,
+    format_scores,
     write_predictions,
 )
 
@@ -102,7 +102,7 @@ def test_the_report_names_the_labels_that_the_model_could_not_know():
         "test_sentences": 1,
         "baseline_most_frequent_tag_accuracy": 0.5,
     }
-    assert "AUX (3)" in format_report(metrics, Counter(AUX=3))
+    assert "AUX (3)" in format_scores(metrics, Counter(AUX=3))
 
 
 def test_predictions_keep_one_line_per_word_whatever_the_word_holds(tmp_path):

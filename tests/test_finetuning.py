@@ -2,7 +2,7 @@ import pytest
 from transformers import ElectraConfig, ElectraForTokenClassification
 
 from electra_hf.errors import InputError
-from electra_hf.optimization import layerwise_parameter_groups
+from electra_hf.finetuning import layerwise_parameter_groups
 
 
 @pytest.fixture(scope="module")
