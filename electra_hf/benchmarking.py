@@ -16,11 +16,11 @@ import torch
 from datasets import Dataset, Features, List, Value
 from torch.utils.data import DataLoader
 
-from electra_hf.checkpoints import sorted_checkpoints
 from electra_hf.errors import InputError
-from electra_hf.flops import flops_per_token
-from electra_hf.packing import PackedRows, collate_rows, pack_dataset
-from electra_hf.tokenization import save_tokenizer
+from electra_hf.model.flops import flops_per_token
+from electra_hf.text.packing import PackedRows, collate_rows, pack_dataset
+from electra_hf.text.tokenization import save_tokenizer
+from electra_hf.training.checkpoints import sorted_checkpoints
 
 # What a table row adds to the one above it; the contenders are those of `contenders.py`.
 ROWS = {

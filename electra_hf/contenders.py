@@ -27,13 +27,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from electra_hf.arguments import PretrainingArguments
-from electra_hf.configuration import ElectraPretrainingConfig
-from electra_hf.cpu import keep_freed_memory
-from electra_hf.modeling import ElectraForPretraining
-from electra_hf.packing import PackedRows, collate_rows
-from electra_hf.tokenization import load_tokenizer
-from electra_hf.trainer import ElectraTrainer
+from electra_hf.model.configuration import ElectraPretrainingConfig
+from electra_hf.model.cpu import keep_freed_memory
+from electra_hf.model.modeling import ElectraForPretraining
+from electra_hf.text.packing import PackedRows, collate_rows
+from electra_hf.text.tokenization import load_tokenizer
+from electra_hf.training.arguments import PretrainingArguments
+from electra_hf.training.trainer import ElectraTrainer
 
 ENDLESS = 1_000_000  # steps: the one that asks says when it is enough
 

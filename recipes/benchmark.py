@@ -22,12 +22,12 @@ from electra_hf.benchmarking import (
     tabulate,
     write_task,
 )
-from electra_hf.configuration import ElectraPretrainingConfig
-from electra_hf.corpus import CorpusArguments, load_corpus
 from electra_hf.errors import InputError
-from electra_hf.figures import draw_benchmark
+from electra_hf.model.configuration import ElectraPretrainingConfig
+from electra_hf.publish.figures import draw_benchmark
 from electra_hf.recipe import as_dict, run_recipe
-from electra_hf.tokenization import train_tokenizer_once
+from electra_hf.text.corpus import CorpusArguments, load_corpus
+from electra_hf.text.tokenization import train_tokenizer_once
 
 SAMPLE = Path(__file__).parent / "quickstart/data/epo_sample_2026_500-sentences.txt"
 

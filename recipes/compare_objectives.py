@@ -17,15 +17,15 @@ import torch
 import yaml
 
 from electra_hf import ElectraTrainer
-from electra_hf.building import build_pair
-from electra_hf.configuration import ElectraPretrainingConfig
 from electra_hf.errors import InputError
-from electra_hf.figures import draw_comparison
-from electra_hf.flops import flops_per_token
-from electra_hf.objectives import OBJECTIVES
+from electra_hf.model.building import build_pair
+from electra_hf.model.configuration import ElectraPretrainingConfig
+from electra_hf.model.flops import flops_per_token
+from electra_hf.model.objectives import OBJECTIVES
+from electra_hf.model.sharing import EMBEDDING_SHARINGS
+from electra_hf.publish.figures import draw_comparison
 from electra_hf.recipe import as_dict, as_flags, parse_arguments, run_recipe
-from electra_hf.sharing import EMBEDDING_SHARINGS
-from electra_hf.tokenization import load_tokenizer
+from electra_hf.text.tokenization import load_tokenizer
 
 REFERENCE = ("electra", "shared")  # what every other variant is compared with
 UNTRAINED = "untrained"

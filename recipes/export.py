@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from electra_hf import ElectraForPretraining
-from electra_hf.checkpoints import check_is_pair
 from electra_hf.recipe import run_recipe
-from electra_hf.tokenization import load_tokenizer
+from electra_hf.text.tokenization import load_tokenizer
+from electra_hf.training.checkpoints import check_is_pair
 
 
 @dataclass

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
-from electra_hf.alignment import IGNORED, gather_words, labels_and_losses, make_windows
-from electra_hf.cards import CardArguments, fill_tagger_card
-from electra_hf.figures import draw_confusion
-from electra_hf.finetuning import (
+from electra_hf.publish.cards import CardArguments, fill_tagger_card
+from electra_hf.publish.figures import draw_confusion
+from electra_hf.publish.hub import push_results, take_push_settings
+from electra_hf.recipe import run_recipe, save_recipe, write_json
+from electra_hf.tasks.alignment import IGNORED, gather_words, labels_and_losses, make_windows
+from electra_hf.tasks.finetuning import (
     EncoderArguments,
     FinetuningArguments,
     check_folders,
@@ -23,17 +25,15 @@ from electra_hf.finetuning import (
     longest_window,
     summarise_runs,
 )
-from electra_hf.hub import push_results, take_push_settings
-from electra_hf.recipe import run_recipe, save_recipe, write_json
-from electra_hf.tagging import (
+from electra_hf.tasks.tagging import (
     TaggingArguments,
     count_unknown_labels,
     list_labels,
     load_tagged_sentences,
     tag_most_frequently,
 )
-from electra_hf.tagging_metrics import compute_tagging_scores, format_scores, write_predictions
-from electra_hf.tokenization import save_tokenizer
+from electra_hf.tasks.tagging_metrics import compute_tagging_scores, format_scores, write_predictions
+from electra_hf.text.tokenization import save_tokenizer
 
 ARGUMENTS = (EncoderArguments, TaggingArguments, CardArguments, FinetuningArguments)
 

@@ -10,19 +10,19 @@ from pathlib import Path
 from transformers import set_seed
 
 from electra_hf import ElectraTrainer
-from electra_hf.arguments import ModelArguments, PretrainingArguments, TokenizerArguments
-from electra_hf.building import build_pair
-from electra_hf.cards import CardArguments, fill_discriminator_card, fill_generator_card
-from electra_hf.checkpoints import check_writable, checkpoint_to_resume
-from electra_hf.corpus import CorpusArguments, format_report, load_corpus
 from electra_hf.errors import InputError
-from electra_hf.figures import draw_curves
-from electra_hf.flops import train_flops
-from electra_hf.hub import push_results, take_push_settings
-from electra_hf.packing import check_rows, pack_dataset
+from electra_hf.model.building import build_pair
+from electra_hf.model.flops import train_flops
+from electra_hf.publish.cards import CardArguments, fill_discriminator_card, fill_generator_card
+from electra_hf.publish.figures import draw_curves
+from electra_hf.publish.hub import push_results, take_push_settings
 from electra_hf.recipe import run_recipe, save_recipe
-from electra_hf.stopping import CleanStop
-from electra_hf.tokenization import load_tokenizer, measure_tokenizer, save_tokenizer, train_tokenizer_once
+from electra_hf.text.corpus import CorpusArguments, format_report, load_corpus
+from electra_hf.text.packing import check_rows, pack_dataset
+from electra_hf.text.tokenization import load_tokenizer, measure_tokenizer, save_tokenizer, train_tokenizer_once
+from electra_hf.training.arguments import ModelArguments, PretrainingArguments, TokenizerArguments
+from electra_hf.training.checkpoints import check_writable, checkpoint_to_resume
+from electra_hf.training.stopping import CleanStop
 
 ARGUMENTS = (CorpusArguments, TokenizerArguments, ModelArguments, CardArguments, PretrainingArguments)
 

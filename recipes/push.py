@@ -6,7 +6,7 @@ python recipes/push.py --folder outputs/esperanto_small/discriminator --repo_id 
 import sys
 from dataclasses import dataclass, field
 
-from electra_hf.hub import PushError, push_folder
+from electra_hf.publish.hub import PushError, push_folder
 from electra_hf.recipe import run_recipe
 
 

@@ -27,7 +27,7 @@ def full_disk():
 @pytest.fixture
 def tiny_config():
     """Makes a configuration of some thousand parameters; keywords are those of `from_size`."""
-    from electra_hf.configuration import ElectraPretrainingConfig
+    from electra_hf.model.configuration import ElectraPretrainingConfig
 
     def make(discriminator=None, generator=None, **kwargs):
         network = {
@@ -55,7 +55,7 @@ def tiny_config():
 @pytest.fixture
 def tiny_model(tiny_config):
     """Makes a pair of random weights, the same at every call."""
-    from electra_hf.modeling import ElectraForPretraining
+    from electra_hf.model.modeling import ElectraForPretraining
 
     def make(**kwargs):
         torch.manual_seed(0)
@@ -79,7 +79,7 @@ def rows():
 
 def packed(ids):
     """Rows of ids as the trainer takes them."""
-    from electra_hf.packing import PackedRows
+    from electra_hf.text.packing import PackedRows
 
     return PackedRows.from_array(ids.numpy().astype("uint16"))
 
@@ -88,7 +88,7 @@ def packed(ids):
 def make_trainer(tiny_model, rows, tmp_path):
     """Makes an `ElectraTrainer` of a tiny pair; keywords are training arguments."""
     from electra_hf import ElectraTrainer
-    from electra_hf.arguments import PretrainingArguments
+    from electra_hf.training.arguments import PretrainingArguments
 
     def make(model=None, train_rows=64, test_rows=21, folder="run", **settings):
         defaults = {"max_steps": 4, "warmup_steps": 2, "logging_steps": 2, "per_device_train_batch_size": 8}
@@ -112,4 +112,4 @@ def by_row(size, device=None):
 
 @pytest.fixture
 def draws_by_row(monkeypatch):
-    monkeypatch.setattr("electra_hf.corruption.torch.rand", by_row)
+    monkeypatch.setattr("electra_hf.model.corruption.torch.rand", by_row)

@@ -4,7 +4,7 @@ import sys
 
 from train_and_resume import make_trainer
 
-from electra_hf.stopping import CleanStop
+from electra_hf.training.stopping import CleanStop
 
 if __name__ == "__main__":
     trainer = make_trainer(sys.argv[1], max_steps=100_000, save_strategy="no")

@@ -6,8 +6,8 @@ import torch
 from conftest import LENGTH, VOCAB_SIZE, packed
 
 from electra_hf import ElectraForPretraining, ElectraPretrainingConfig, ElectraTrainer
-from electra_hf.arguments import PretrainingArguments
-from electra_hf.checkpoints import checkpoint_to_resume
+from electra_hf.training.arguments import PretrainingArguments
+from electra_hf.training.checkpoints import checkpoint_to_resume
 
 
 def make_trainer(output_dir, model_seed=0, **settings):

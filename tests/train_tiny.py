@@ -7,11 +7,11 @@ import torch
 from conftest import LENGTH, VOCAB_SIZE, by_row, packed
 
 from electra_hf import ElectraForPretraining, ElectraPretrainingConfig, ElectraTrainer
-from electra_hf.arguments import PretrainingArguments
-from electra_hf.corruption import select_positions
-from electra_hf.objectives import OBJECTIVES
-from electra_hf.sharing import EMBEDDING_SHARINGS
-from electra_hf.trainer import _OwnRandomStream
+from electra_hf.model.corruption import select_positions
+from electra_hf.model.objectives import OBJECTIVES
+from electra_hf.model.sharing import EMBEDDING_SHARINGS
+from electra_hf.training.arguments import PretrainingArguments
+from electra_hf.training.trainer import _OwnRandomStream
 
 
 def train(output_dir, batch_size, objective, embedding_sharing):
@@ -47,7 +47,7 @@ def train(output_dir, batch_size, objective, embedding_sharing):
     trainer = ElectraTrainer(
         ElectraForPretraining(config), arguments, train_dataset=packed(data[:64]), eval_dataset=packed(data[64:])
     )
-    with patch("electra_hf.corruption.torch.rand", by_row):
+    with patch("electra_hf.model.corruption.torch.rand", by_row):
         trainer.train()
         evaluation = trainer.evaluate()
     names = ("eval_rtd", "eval_gen", "eval_dis", "eval_tok")

@@ -15,8 +15,8 @@ from test_resume import assert_equal, load
 from train_and_resume import make_trainer
 from transformers import TrainerCallback
 
-from electra_hf import trainer as trainer_module
-from electra_hf.checkpoints import checkpoint_to_resume, find_damage, sorted_checkpoints
+from electra_hf.training import trainer as trainer_module
+from electra_hf.training.checkpoints import checkpoint_to_resume, find_damage, sorted_checkpoints
 
 STEPS, SAVE_STEPS = 12, 3
 SETTINGS = {"max_steps": STEPS, "save_steps": SAVE_STEPS, "save_total_limit": 2, "learning_rate": 1e-3}
@@ -24,17 +24,17 @@ SAVE = [  # in the order of a save; the number says at which call of it
     ("transformers.Trainer.save_model", 3),
     ("transformers.Trainer._save_optimizer_and_scheduler", 1),
     ("transformers.Trainer._save_rng_state", 3),
-    ("electra_hf.trainer.TrainerState.save_to_json", 1),
-    ("electra_hf.trainer.ElectraTrainer._save_sums", 3),
-    ("electra_hf.trainer.save_identity", 1),
-    ("electra_hf.trainer.mark_written", 3),
-    ("electra_hf.checkpoints.os.replace", 1),  # of the mark
-    ("electra_hf.trainer.seal", 3),
-    ("electra_hf.checkpoints._describe", 1),
-    ("electra_hf.checkpoints._flush", 3),
-    ("electra_hf.checkpoints.os.replace", 2),  # of the manifest
-    ("electra_hf.trainer.rotate", 3),
-    ("electra_hf.checkpoints.shutil.rmtree", 1),
+    ("electra_hf.training.trainer.TrainerState.save_to_json", 1),
+    ("electra_hf.training.trainer.ElectraTrainer._save_sums", 3),
+    ("electra_hf.training.trainer.save_identity", 1),
+    ("electra_hf.training.trainer.mark_written", 3),
+    ("electra_hf.training.checkpoints.os.replace", 1),  # of the mark
+    ("electra_hf.training.trainer.seal", 3),
+    ("electra_hf.training.checkpoints._describe", 1),
+    ("electra_hf.training.checkpoints._flush", 3),
+    ("electra_hf.training.checkpoints.os.replace", 2),  # of the manifest
+    ("electra_hf.training.trainer.rotate", 3),
+    ("electra_hf.training.checkpoints.shutil.rmtree", 1),
 ]
 
 

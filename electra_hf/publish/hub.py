@@ -1,0 +1,238 @@
+"""Push a finished model folder to the Hub, and verify what arrived.
+
+Only what a reader of the model needs goes up, in one commit; then the checksum of every remote file is compared with
+the local one. The Trainer's own push is never used: it uploads `training_args.bin`, overwrites the card, reads files
+while they are rewritten, and does not look at failures.
+"""
+
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from electra_hf.errors import InputError
+from electra_hf.publish.cards import address_card, is_generated_card
+
+# A checkpoint holds more than its model: optimizer state, and `training_args.bin`, a pickle that can hold a token.
+PUSHED_FILES = (
+    *("config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.txt", "vocab.json", "merges.txt"),
+    *("README.md", "curves.png", "confusion.png", "metrics.json", "corpus.json", "recipe.yaml"),
+)
+TEXT_SUFFIXES = (".json", ".yaml", ".md", ".txt")
+SECRETS = {
+    "a Hugging Face token": r"\b(hf|api_org)_[A-Za-z0-9]{30,}",
+    "an AWS access key": r"\b(AKIA|ASIA)[A-Z0-9]{16}\b",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "a GitHub token": r"\b(gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{60})",
+    "a Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{20}",
+    "a Google API key": r"\bAIza[A-Za-z0-9_-]{35}",
+    "a password in an address": r"\w://[^\s/:@\"']+:[^\s/@\"']+@",
+}
+
+
+class PushError(Exception):
+    """The push failed; the model is unharmed on disk. The message ends with the command to push again."""
+
+
+@dataclass
+class PushSettings:
+    """Where a run pushes to: settings of `TrainingArguments` as the user gave them, under the same names."""
+
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_private_repo: bool = True
+    hub_revision: str | None = None
+
+    @property
+    def tagger(self):
+        return self.hub_model_id if self.push_to_hub else None
+
+    @property
+    def discriminator(self):
+        return self._one_of_two("-discriminator")
+
+    @property
+    def generator(self):
+        return self._one_of_two("-generator")
+
+    def _one_of_two(self, suffix):
+        return self.hub_model_id.removesuffix("-discriminator") + suffix if self.push_to_hub else None
+
+
+def take_push_settings(training_args):
+    """Take `push_to_hub` and what belongs to it out of `TrainingArguments`, into `PushSettings`.
+
+    Afterwards `training_args.push_to_hub` is False: the Trainer itself must never push. Raises `InputError` before any
+    training for what would let the push fail after it.
+    """
+    if training_args.hub_token:
+        raise InputError(
+            "hub_token: a token among the settings ends in files that others read. "
+            "Leave it out, and set the variable HF_TOKEN or run `hf auth login`."
+        )
+    # Transformers takes None for public; here a repository is public only where it was asked to be.
+    private = training_args.hub_private_repo is not False
+    name, revision = training_args.hub_model_id, training_args.hub_revision
+    settings = PushSettings(training_args.push_to_hub, name, private, revision)
+    training_args.push_to_hub = False
+    if settings.push_to_hub:
+        if not name:
+            raise InputError("push_to_hub: hub_model_id is missing. Name the repository, such as me/electra-small-eo.")
+        check_repo_id(name, "hub_model_id")
+        if not get_token():
+            raise InputError("push_to_hub: there is no Hub token. Set the variable HF_TOKEN or run `hf auth login`.")
+    return settings
+
+
+def push_results(folders, settings):
+    """Push each `{folder: repo_id}` at the end of a recipe, where the user asked for it.
+
+    A failure ends the process with code 3, the others pushed. Call it on the main process, when everything is on disk.
+    """
+    if not settings.push_to_hub:
+        return
+    failed = False
+    for folder, repo_id in folders.items():
+        try:
+            url = push_folder(folder, repo_id, private=settings.hub_private_repo, revision=settings.hub_revision)
+            print(f"pushed {folder}: {url}")
+        except (PushError, InputError) as error:
+            failed = True
+            print(f"error: {error}", file=sys.stderr)
+    if failed:
+        sys.exit(3)
+
+
+def push_folder(folder, repo_id, private=True, revision=None, tag=None):
+    """Push a model folder in one commit, verify every file, and return the commit's URL.
+
+    The repository is made if it is missing (private unless asked otherwise), and so is the branch `revision`; `tag`
+    names the commit. A card that someone wrote by hand on the Hub is kept. Raises `InputError` for a folder that must
+    not be pushed, `PushError` for everything that goes wrong on the way.
+    """
+    folder = Path(folder)
+    check_repo_id(repo_id, "repo_id")
+    files = select_files(folder)
+    address_card(folder, repo_id)
+    try:
+        return _push(folder, files, repo_id, private, revision or "main", tag)
+    # The HTTP client, hf_xet and the Hub's answers raise a dozen types. Whichever it is, the model is on disk.
+    except Exception as error:
+        reason = _reason(error)
+        again = _command(folder, repo_id, private, revision, tag)
+        raise PushError(
+            f"{repo_id}: the push failed: {reason}\nThe model is complete in {folder}. Push it again with:\n  {again}"
+        ) from error
+
+
+def _reason(error):
+    """The error and what caused it, in one line: the client tells some refusals only by their cause."""
+    parts = []
+    while error is not None:
+        parts.append(" ".join(str(error).split()) or type(error).__name__)
+        error = error.__cause__
+    return " Cause: ".join(dict.fromkeys(parts))
+
+
+def check_repo_id(repo_id, key):
+    """Refuse what is no `user/name`, with the setting's name in the message."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise InputError(f"{key}: {error}") from None
+    if repo_id.count("/") != 1:
+        raise InputError(f"{key}: expected user/name, such as me/electra-small-eo, got {repo_id!r}.")
+
+
+def select_files(folder):
+    """Names of the files that may be pushed. Raises `InputError` if it is no model folder or holds a secret."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such folder.")
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    files = [name for name in names if any(fnmatch(name, pattern) for pattern in PUSHED_FILES)]
+    if "config.json" not in files or not any(name.endswith(".safetensors") for name in files):
+        raise InputError(
+            f"{folder} is not a model folder: config.json and model.safetensors are expected in it. "
+            "A run keeps its models in discriminator/ and generator/; export.py makes them from a checkpoint."
+        )
+    for name in files:
+        if name.endswith(TEXT_SUFFIXES):
+            _refuse_secrets(folder / name)
+    return files
+
+
+def _refuse_secrets(path):
+    patterns = dict(SECRETS)
+    if token := get_token():
+        patterns["your Hub token"] = re.escape(token)
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        for what, pattern in patterns.items():
+            if re.search(pattern, line):
+                # The line itself stays out of the message: it would carry the secret into the log.
+                raise InputError(f"{path}, line {number}: this looks like {what}. Remove it, then push.")
+
+
+def _push(folder, files, repo_id, private, revision, tag):
+    if not get_token():
+        raise PushError("there is no Hub token. Set the variable HF_TOKEN or run `hf auth login`.")
+    api = HfApi(library_name="electra_hf")
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    _check_visibility(api, repo_id, private)
+    if revision != "main":
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    if _keeps_remote_card(api, folder, repo_id, revision):
+        print(f"{repo_id}: the card there was written by hand and is kept.")
+        files = [name for name in files if name != "README.md"]
+
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in files]
+    commit = api.create_commit(repo_id, operations, commit_message=f"Push {folder.name}", revision=revision)
+    _verify(api, folder, files, repo_id, commit.oid)
+    if tag:
+        api.create_tag(repo_id, tag=tag, revision=commit.oid, exist_ok=True)
+        if api.model_info(repo_id, revision=tag).sha != commit.oid:
+            raise PushError(f"the files are there, but the tag {tag} names another commit already. Choose a new tag.")
+    return commit.commit_url
+
+
+def _check_visibility(api, repo_id, private):
+    # A push into an existing repository leaves its visibility as it is, which must not make a private model public.
+    is_private = api.model_info(repo_id).private
+    if is_private != private:
+        there, here = ("private", "public") if is_private else ("public", "private")
+        way_out = "leave out --public" if is_private else "add --public"
+        raise PushError(f"the repository is {there}, and the push asked for {here}. Change it there, or {way_out}.")
+
+
+def _keeps_remote_card(api, folder, repo_id, revision):
+    """Whether a hand-written card on the Hub would be overwritten by a generated one."""
+    if not is_generated_card(folder / "README.md"):
+        return False
+    try:
+        return not is_generated_card(Path(api.hf_hub_download(repo_id, "README.md", revision=revision)))
+    except EntryNotFoundError:
+        return False
+
+
+def _verify(api, folder, files, repo_id, commit):
+    """Compare the checksums of commit and folder (SHA-256 for large files, git's for small ones)."""
+    check = api.verify_repo_checksums(repo_id, revision=commit, local_dir=folder)
+    wrong = {row["path"] for row in check.mismatches} | set(check.extra_paths)
+    if wrong := sorted(wrong & set(files)):
+        raise PushError(f"{', '.join(wrong)}: what arrived is not what is on disk (changed during the upload?).")
+
+
+def _command(folder, repo_id, private, revision, tag):
+    command = ["python", "recipes/push.py", "--folder", str(folder), "--repo_id", repo_id]
+    command += [] if private else ["--public"]
+    command += ["--revision", revision] if revision else []
+    command += ["--tag", tag] if tag else []
+    return shlex.join(command)

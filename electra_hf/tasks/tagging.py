@@ -1,0 +1,141 @@
+"""What a tagger learns from: tagged sentences of files or a Hub dataset, their labels, and a baseline."""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+import datasets
+import xxhash
+
+from electra_hf.errors import InputError
+from electra_hf.text.tagged_text import TaggedSentence, read_labels, read_tagged_sentences
+
+
+@dataclass
+class TaggingArguments:
+    """The tagged text: files of one's own, or a dataset from the Hub."""
+
+    train_file: str | None = field(
+        default=None, metadata={"help": "Path or URL: `word TAG` lines, CoNLL columns or CoNLL-U, .gz too."}
+    )
+    test_file: str | None = field(
+        default=None, metadata={"help": "The same for the test (default: a held-out share)."}
+    )
+    labels_file: str | None = field(
+        default=None, metadata={"help": "Path or URL: one label per line (default: the labels of the training part)."}
+    )
+    dataset_name: str | None = field(default=None, metadata={"help": "A dataset of the Hub instead of files."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    text_column: str = field(default="tokens", metadata={"help": "Its column with lists of words."})
+    label_column: str = field(default="upos", metadata={"help": "Its column with lists of tags."})
+    test_share: float = field(
+        default=0.1, metadata={"help": "Share of sentences held out when there is no test part, by content hash."}
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "Longest window in tokens, [CLS] and [SEP] included (default: the model's)."}
+    )
+
+
+def load_tagged_sentences(arguments: TaggingArguments) -> tuple[list[TaggedSentence], list[TaggedSentence]]:
+    """The training and the test sentences. Raises `InputError`."""
+    if (arguments.train_file is None) == (arguments.dataset_name is None):
+        raise InputError("Give the tagged text as either train_file (a path or URL) or dataset_name (a Hub dataset).")
+    if arguments.dataset_name:
+        train, test = _load_dataset(arguments)
+    else:
+        train = read_tagged_sentences(arguments.train_file)
+        test = read_tagged_sentences(arguments.test_file) if arguments.test_file else None
+    return split_by_content(train, arguments.test_share) if test is None else (train, test)
+
+
+def split_by_content(sentences: list[TaggedSentence], test_share: float):
+    """Hold out a share of the sentences by a hash of their words: equal sentences never stand on both sides."""
+    if not 0 < test_share < 1:
+        raise InputError(f"test_share: expected a share between 0 and 1, got {test_share}.")
+    train, test = [], []
+    for sentence in sentences:
+        share = xxhash.xxh64_intdigest("\t".join(sentence.words).encode()) / 2**64
+        (test if share < test_share else train).append(sentence)
+    if not train or not test:
+        raise InputError(
+            f"test_share {test_share} of {len(sentences)} sentences leaves no sentence to "
+            f"{'test' if train else 'train'} on: give a test_file, or another share."
+        )
+    return train, test
+
+
+def _load_dataset(arguments):
+    name, config = arguments.dataset_name, arguments.dataset_config_name
+    try:
+        parts = datasets.load_dataset(name, config)
+    except (OSError, ValueError) as error:  # what datasets raises for an unknown name or configuration
+        raise InputError(f"dataset_name {name}: {error}") from None
+    if "train" not in parts:
+        raise InputError(f"dataset_name {name}: expected a split 'train', found {', '.join(parts)}.")
+    train = _read_dataset(parts["train"], f"{name}[train]", arguments.text_column, arguments.label_column)
+    if "test" not in parts:
+        return train, None
+    return train, _read_dataset(parts["test"], f"{name}[test]", arguments.text_column, arguments.label_column)
+
+
+def _read_dataset(dataset, source, text_column, label_column):
+    for key, column in (("text_column", text_column), ("label_column", label_column)):
+        if column not in dataset.column_names:
+            raise InputError(f"{key}: {source} has no column '{column}', only {', '.join(dataset.column_names)}.")
+    labels = getattr(dataset.features[label_column], "feature", None)
+    names = labels.names if isinstance(labels, datasets.ClassLabel) else None
+    sentences = []
+    for row, (words, tags) in enumerate(zip(dataset[text_column], dataset[label_column], strict=True), start=1):
+        if len(words) != len(tags):
+            raise InputError(f"{source}, row {row}: {len(words)} words but {len(tags)} tags.")
+        tags = [names[tag] for tag in tags] if names else list(map(str, tags))
+        # "_" tags the multiword ranges of Universal Dependencies, whose words follow one by one.
+        kept = [(word, tag) for word, tag in zip(words, tags, strict=True) if tag != "_"]
+        if kept:
+            words, tags = map(list, zip(*kept, strict=True))
+            sentences.append(TaggedSentence(words, tags, source, [row] * len(words)))
+    if not sentences:
+        raise InputError(f"{source} holds no tagged word.")
+    return sentences
+
+
+def list_labels(train: list[TaggedSentence], labels_file: str | None = None) -> list[str]:
+    """The labels of the model: those of the labels file, else those of the training part in alphabetical order.
+
+    Raises `InputError` at the first word of the training part whose label the file lacks.
+    """
+    if labels_file is None:
+        return sorted({tag for sentence in train for tag in sentence.tags})
+    labels = read_labels(labels_file)
+    known = set(labels)
+    for sentence in train:
+        for tag, line in zip(sentence.tags, sentence.lines, strict=True):
+            if tag not in known:
+                raise InputError(
+                    f"{sentence.source}, line {line}: the label '{tag}' is not in {labels_file}, which has "
+                    f"{', '.join(labels)}. Add it there, or correct the tag."
+                )
+    return labels
+
+
+def count_unknown_labels(test: list[TaggedSentence], labels: list[str]) -> Counter:
+    """How many words of the test carry a label that the model does not have. They count as wrong."""
+    known = set(labels)
+    unknown = Counter(tag for sentence in test for tag in sentence.tags if tag not in known)
+    if unknown.total() == sum(len(sentence.tags) for sentence in test):
+        raise InputError(
+            f"{test[0].source}: no word has a label that the model knows; it has {', '.join(labels)}, the file "
+            f"{', '.join(sorted(unknown))}."
+        )
+    return unknown
+
+
+def tag_most_frequently(train: list[TaggedSentence], test: list[TaggedSentence]) -> list[list[str]]:
+    """The baseline: each word gets the tag it has most often in the training part, a new word the commonest of all."""
+    of_word, of_all = defaultdict(Counter), Counter()
+    for sentence in train:
+        of_all.update(sentence.tags)
+        for word, tag in zip(sentence.words, sentence.tags, strict=True):
+            of_word[word][tag] += 1
+    best = {word: counts.most_common(1)[0][0] for word, counts in of_word.items()}
+    commonest = of_all.most_common(1)[0][0]
+    return [[best.get(word, commonest) for word in sentence.words] for sentence in test]

@@ -1,0 +1,153 @@
+"""Settings of a pretraining run: the pair, its tokenizer, and the training itself."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from transformers import TrainingArguments
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from transformers.utils import is_torch_tf32_available
+
+from electra_hf.errors import InputError
+from electra_hf.model.configuration import ElectraPretrainingConfig
+from electra_hf.recipe import as_dict
+
+
+@dataclass
+class ModelArguments:
+    """The pair: from scratch in one of the paper's sizes, or from published networks."""
+
+    model_size: str = field(default="small", metadata={"help": "small, base or large (paper, table 6)."})
+    generator: dict | str | None = field(
+        default=None, metadata={"help": "ElectraConfig fields of the generator that differ from its size."}
+    )
+    discriminator: dict | str | None = field(
+        default=None, metadata={"help": "ElectraConfig fields of the discriminator that differ from its size."}
+    )
+    discriminator_name_or_path: str | None = field(
+        default=None, metadata={"help": "Continue from this published discriminator (its size, its tokenizer)."}
+    )
+    generator_name_or_path: str | None = field(
+        default=None, metadata={"help": "The published generator that belongs to it."}
+    )
+    objective: str = field(
+        default="electra",
+        metadata={"help": "electra, electra_15, all_tokens_mlm, replace_mlm or mlm (paper, table 5)."},
+    )
+    embedding_sharing: str = field(
+        default="shared", metadata={"help": "Embeddings of the two: shared, word, none or gradient_disentangled."}
+    )
+    sinusoidal_start: bool = field(
+        default=False, metadata={"help": "Start the position table as sinusoids: small models find neighbours sooner."}
+    )
+    mask_probability: float | None = field(
+        default=None, metadata={"help": "Share of tokens the generator must guess (default: 0.15, large 0.25)."}
+    )
+    whole_word_selection: bool = field(
+        default=False, metadata={"help": "Select whole words for the generator to guess, not single tokens."}
+    )
+    sampling_temperature: float = field(
+        default=1.0, metadata={"help": "Of the generator's samples: above 1 they are wrong more often."}
+    )
+    generator_weight: float = field(default=1.0, metadata={"help": "Weight of the generator's loss."})
+    discriminator_weight: float | None = field(
+        default=None,
+        metadata={"help": "Weight of the discriminator's loss (default: 50, or 1 where it predicts tokens)."},
+    )
+
+    def __post_init__(self):
+        self.generator = as_dict("generator", self.generator)
+        self.discriminator = as_dict("discriminator", self.discriminator)
+        given = [self.discriminator_name_or_path is not None, self.generator_name_or_path is not None]
+        if self.objective != "mlm" and len(set(given)) > 1:
+            raise InputError(
+                "discriminator_name_or_path and generator_name_or_path go together: a discriminator learns nothing "
+                "without the generator that fills its input."
+            )
+        # A wrong size or field must not wait for the corpus.
+        ElectraPretrainingConfig.from_size(
+            self.model_size, generator=self.generator, discriminator=self.discriminator, **self.pair_settings()
+        )
+
+    def pair_settings(self):
+        """The settings of the pair itself, for `ElectraPretrainingConfig`."""
+        settings = {
+            "objective": self.objective,
+            "embedding_sharing": self.embedding_sharing,
+            "whole_word_selection": self.whole_word_selection,
+            "sampling_temperature": self.sampling_temperature,
+            "generator_weight": self.generator_weight,
+            "discriminator_weight": self.discriminator_weight,
+        }
+        return settings if self.mask_probability is None else settings | {"mask_probability": self.mask_probability}
+
+
+@dataclass
+class TokenizerArguments:
+    """The tokenizer: trained on the corpus, or an existing one."""
+
+    tokenizer_name_or_path: str | None = field(
+        default=None, metadata={"help": "An existing tokenizer, local or from the Hub; otherwise one is trained."}
+    )
+    tokenizer_type: Literal["wordpiece", "bpe"] = field(
+        default="wordpiece", metadata={"help": "wordpiece or bpe (byte-level)."}
+    )
+    vocab_size: int = field(default=52_000, metadata={"help": "Entries, rounded up to a multiple of 64."})
+    lowercase: bool = field(default=False, metadata={"help": "Lower-case the text; accents stay either way."})
+    max_length: int = field(
+        default=128, metadata={"help": "Length of a packed row in tokens, [CLS] and [SEP] included."}
+    )
+
+    def training_settings(self):
+        """What a new tokenizer is trained with, for `tokenization.train_tokenizer`."""
+        return {
+            "vocab_size": self.vocab_size,
+            "tokenizer_type": self.tokenizer_type,
+            "lowercase": self.lowercase,
+        }
+
+
+@dataclass
+class PretrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the paper's numbers (table 6, small) as defaults, and what exact resume needs."""
+
+    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
+    warmup_steps: float = field(default=10_000, metadata={"help": "Steps of warm-up; below 1, a share of all."})
+    per_device_train_batch_size: int = field(default=128, metadata={"help": "Rows a device takes at a time."})
+    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Rows a device evaluates at a time."})
+    generator_only_steps: int = field(
+        default=0, metadata={"help": "Two stages: the generator alone for these steps, then both from its weights."}
+    )
+    weight_decay: float = field(default=0.01, metadata={"help": "Not on biases and LayerNorm."})
+    adam_epsilon: float = field(default=1e-6, metadata={"help": "Epsilon of AdamW."})
+    logging_steps: float = field(default=100, metadata={"help": "Steps between two logs; below 1, a share of all."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
+    resume_from_checkpoint: str | None = field(
+        default="auto", metadata={"help": "auto: the newest checkpoint in output_dir, if any; never; or a folder."}
+    )
+    max_train_hours: float | None = field(
+        default=None, metadata={"help": "Stop after a checkpoint when this time is over, with exit code 0."}
+    )
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "True would log a NaN loss as 0."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Packed rows have one column."})
+    dataloader_drop_last: bool = field(default=True, metadata={"help": "Every step sees a batch of one shape."})
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "There are none."})
+
+    def __post_init__(self):
+        if self.tf32 is None and is_torch_tf32_available():
+            self.tf32 = True  # for matrix products that stay in fp32
+        super().__post_init__()
+        # A batch goes to the device while that computes; otherwise every copy would wait for the step before it.
+        self.accelerator_config.non_blocking = torch.cuda.is_available()
+        if self.hub_token is not None:
+            raise InputError(
+                "hub_token: give the token by `hf auth login` or the variable HF_TOKEN, never as a setting."
+            )
+        if self.data_seed is None:
+            self.data_seed = self.seed
+        try:  # a tracker that is not installed must not wait for the corpus
+            for tracker in get_reporting_integration_callbacks(self.report_to):
+                tracker()
+        except RuntimeError as error:
+            raise InputError(f"report_to: {error}") from None
+        self.dataloader_pin_memory &= torch.cuda.is_available()  # on a CPU it does nothing but warn

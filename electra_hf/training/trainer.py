@@ -1,0 +1,322 @@
+"""`ElectraTrainer`: the Hugging Face Trainer with a log, an evaluation and a learning rate that fit the pair."""
+
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+
+from electra_hf.errors import InputError
+from electra_hf.model.cpu import keep_freed_memory
+from electra_hf.model.flops import flops_per_token
+from electra_hf.model.metrics import PretrainingMetrics, diagnose
+from electra_hf.text.packing import collate_rows
+from electra_hf.training.checkpoints import (
+    clear_way,
+    disk_faults_told,
+    find_last_checkpoint,
+    is_sealed,
+    mark_written,
+    rotate,
+    seal,
+)
+from electra_hf.training.identity import check_same_run, describe_run, save_identity
+from electra_hf.training.stopping import EvaluationStopped, protect_workers
+from electra_hf.training.trackers import guard_trackers
+
+logger = logging.getLogger(__name__)
+
+MAX_SKIPPED_IN_A_ROW = 10  # steps without a finite gradient after which a run does not recover by itself
+
+
+class _OwnRandomStream(TrainerCallback):
+    """Each process masks, samples and drops out on its own: the Trainer seeds them all alike."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        # A resumed run replaces this by the stream of its checkpoint, after the skipped batches.
+        torch.manual_seed(args.seed + 1000 * args.process_index)
+
+
+class _TwoStages(TrainerCallback):
+    """The generator alone for `generator_only_steps`, then both, the discriminator starting from the generator."""
+
+    def on_step_begin(self, args, state, control, model, optimizer, **kwargs):
+        # A function of the step alone, so that a resumed run does the same.
+        model.generator_only = state.global_step < args.generator_only_steps
+        if args.generator_only_steps and state.global_step == args.generator_only_steps:
+            model.initialize_discriminator()
+            # Adam has averaged zeros for it so far: its first steps would be many times too long.
+            shared = {id(parameter) for parameter in model.generator.parameters()}
+            for parameter in model.discriminator.parameters():
+                if id(parameter) not in shared:
+                    optimizer.state.pop(parameter, None)
+
+
+class _Resume(TrainerCallback):
+    """Goes on with the sums since the last log, which the Trainer does not save; waits for the last seal."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step:
+            self.trainer._load_sums()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.trainer._wait_for_seal()
+        self.trainer.accelerator.wait_for_everyone()  # the first process to exit would end the others
+
+
+class ElectraTrainer(Trainer):
+    """Trains an `ElectraForPretraining` on packed rows (`packing.PackedRows`).
+
+    It adds to the Trainer: both losses and the detection metrics in every log, summed on the device over all
+    micro-batches and processes since the last one; an evaluation whose draws are the same every time and whose
+    memory is that of one batch; the authors' learning rate schedule; a random stream for each process.
+    Adam corrects its bias, which the authors' does not (rule 14): with warm-up the two differ little.
+    """
+
+    def __init__(self, model, args, data_collator=collate_rows, **kwargs):
+        if args.generator_only_steps and model.generator is None:
+            raise InputError(
+                f"generator_only_steps: the objective {model.config.objective} has no generator to train alone; "
+                "set it to 0."
+            )
+        super().__init__(model, args, data_collator=data_collator, **kwargs)
+        guard_trackers(self)
+        self.add_callback(_OwnRandomStream())
+        self.add_callback(_TwoStages())
+        self.add_callback(_Resume(self))
+        self._train_metrics = PretrainingMetrics(args.device)
+        self._findings = []
+        self._skipped_steps = torch.zeros((), device=args.device)
+        self._skipped_in_a_row = torch.zeros((), device=args.device)
+        self._sealing = None  # the checkpoint saved last, while another thread reads and flushes its bytes
+        self._sealer = ThreadPoolExecutor(max_workers=1)
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        """As the Trainer's, but a run that has reached its last step is loaded and not trained a step further."""
+        if resume_from_checkpoint is True:  # the Trainer's way to say: the newest
+            resume_from_checkpoint = find_last_checkpoint(self.args.output_dir)
+        self._resumed_from = resume_from_checkpoint
+        if resume_from_checkpoint:
+            check_same_run(resume_from_checkpoint, describe_run(self))
+        if self.is_world_process_zero():
+            step = int(Path(resume_from_checkpoint).name.rpartition("-")[2]) if resume_from_checkpoint else 0
+            clear_way(self.args.output_dir, step)
+        self.accelerator.wait_for_everyone()
+        if resume_from_checkpoint:
+            *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
+            state = TrainerState.load_from_json(Path(resume_from_checkpoint) / "trainer_state.json")
+            if state.global_step >= max_steps:
+                self._load_from_checkpoint(resume_from_checkpoint)
+                self.state = state
+                tokens = state.global_step * self._tokens_per_step()
+                return TrainOutput(state.global_step, 0.0, {"train_tokens": tokens})
+        if self.args.device.type == "cpu":
+            keep_freed_memory()
+        return super().train(resume_from_checkpoint, **kwargs)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        output = model(**inputs)
+        metrics = self._train_metrics if model.training else self._evaluation_metrics
+        metrics.update(output, self._is_real(**inputs))
+        return (output.loss, output) if return_outputs else output.loss
+
+    def _is_real(self, input_ids, attention_mask=None):
+        is_real = input_ids != self.model.config.pad_token_id
+        return is_real if attention_mask is None else is_real & attention_mask.bool()
+
+    def log(self, logs, start_time=None):
+        if "loss" in logs:
+            logs.update(self._training_metrics_since_last_log() | self._check_skipped_steps())
+        if "train_runtime" in logs:
+            tokens = self._tokens_per_step() * self.state.global_step
+            this_session = self._tokens_per_step() * (self.state.global_step - self._initial_global_step)
+            logs["train_tokens"] = tokens
+            logs["train_tokens_per_second"] = this_session / logs["train_runtime"]
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs):
+        # The Trainer's own count walks over all modules at every micro-batch, and leaves attention out.
+        input_ids = inputs["input_ids"]
+        return input_ids.numel() * flops_per_token(self.model.config, input_ids.shape[1], self.model.generator_only)
+
+    def _clip_grad_norm(self, model):
+        if self.is_fsdp_enabled:
+            return super()._clip_grad_norm(model)
+        # The optimizer holds the parameters in lists; the Trainer collects them from 300 modules at every step.
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        return self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Called between clipping and the optimizer's step: a non-finite gradient must not reach the weights."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        is_broken = (~torch.isfinite(torch.as_tensor(grad_norm, device=self.args.device))).float()
+        # The fused AdamW looks at this tensor on the device and leaves weights and state alone: nothing waits.
+        self.optimizer.optimizer.found_inf = is_broken
+        self._skipped_steps += is_broken
+        self._skipped_in_a_row = (self._skipped_in_a_row + 1) * is_broken
+        return grad_norm
+
+    def _check_skipped_steps(self):
+        skipped, in_a_row = int(self._skipped_steps), int(self._skipped_in_a_row)
+        if in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise FloatingPointError(
+                f"The last {in_a_row} steps had a loss or gradient that is not finite; none changed the weights. "
+                "The last checkpoint in output_dir is good. Start afresh with a lower learning_rate or more "
+                "warmup_steps."
+            )
+        return {"skipped_steps": skipped} if skipped else {}
+
+    def _training_metrics_since_last_log(self):
+        """Runs on every process, as `log` does."""
+        self._train_metrics.reduce(self.accelerator)
+        metrics = self._train_metrics.compute()
+        self._train_metrics.reset()
+        now, step = time.perf_counter(), self.state.global_step
+        last_time, last_step = getattr(self, "_last_log", (None, step))
+        if last_time is not None and step > last_step:
+            metrics["tokens_per_second"] = self._tokens_per_step() * (step - last_step) / (now - last_time)
+        self._last_log = (now, step)
+        if metrics and step >= self.args.get_warmup_steps(self.state.max_steps):
+            self._warn(diagnose(metrics))
+        return metrics
+
+    def _warn(self, findings):
+        # The same finding at every log would be noise, and a discriminator that does not run yet is no finding.
+        if findings != self._findings and not self.model.generator_only and self.is_world_process_zero():
+            for finding in findings:
+                logger.warning(finding)
+        self._findings = findings
+
+    def _tokens_per_step(self):
+        """Tokens of one optimizer step over all processes: packed rows have one length and no padding."""
+        row_length = self.train_dataset[0]["input_ids"].shape[0]
+        args = self.args
+        return args.train_batch_size * args.gradient_accumulation_steps * args.world_size * row_length
+
+    def get_train_dataloader(self):
+        loader = super().get_train_dataloader()
+        protect_workers(loader.base_dataloader)
+        return loader
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        """Whole batches in turn to the processes: none is padded or read twice, and process count changes no draw."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        size = self.args.eval_batch_size
+        batches = [range(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)]
+        mine = batches[self.args.process_index :: self.args.world_size]
+        return DataLoader(dataset, batch_sampler=mine, collate_fn=self.data_collator)
+
+    def evaluation_loop(self, dataloader, description, metric_key_prefix="eval", **kwargs):
+        """Evaluate on draws from fixed seeds, one per batch, and leave the training's random stream untouched."""
+        model = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        model.to(self.args.device).eval()
+        self._evaluation_metrics = metrics = PretrainingMetrics(self.args.device)
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        is_stopped = torch.zeros((), device=self.args.device)
+        with torch.no_grad(), torch.random.fork_rng(devices), self.compute_loss_context_manager():
+            try:
+                for number, batch in enumerate(dataloader):
+                    torch.manual_seed(self.args.process_index + number * self.args.world_size)
+                    self.compute_loss(model, self._prepare_inputs(batch))
+                    self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+            except EvaluationStopped:
+                is_stopped += 1
+        model.train(was_training)
+        if self.accelerator.reduce(is_stopped) > 0:  # on one of the processes, so on all
+            raise EvaluationStopped
+
+        metrics.reduce(self.accelerator)
+        values = metrics.compute()
+        config = model.config
+        values["loss"] = config.generator_weight * values.get(
+            "generator_loss", 0.0
+        ) + config.discriminator_weight * values.get("discriminator_loss", 0.0)
+        self._warn(diagnose(values))
+        return EvalLoopOutput(
+            predictions=None,
+            label_ids=None,
+            metrics={f"{metric_key_prefix}_{name}": value for name, value in values.items()},
+            num_samples=len(dataloader.dataset),
+        )
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        try:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+        except EvaluationStopped:
+            self.control.should_evaluate = False
+            self.control.should_save = self.control.should_training_stop = True
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, model, trial):
+        """Save as the Trainer does, then seal in another thread; only a sealed checkpoint lets an older one go."""
+        self._wait_for_seal()
+        self.accelerator.wait_for_everyone()
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if is_sealed(folder):  # this step's own: `clear_way` has moved every other
+            return
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        with disk_faults_told(self.args.output_dir):
+            try:
+                super()._save_checkpoint(model, trial)
+                self._save_sums(folder)
+            finally:
+                self.args.save_total_limit = limit
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                save_identity(folder, describe_run(self))
+                mark_written(folder)
+                self._sealing = self._sealer.submit(self._seal, folder, limit)
+
+    def _seal(self, folder, limit):
+        seal(folder)
+        rotate(self.args.output_dir, limit)
+
+    def _wait_for_seal(self):
+        if self._sealing is not None:
+            with disk_faults_told(self.args.output_dir):
+                self._sealing.result()
+            self._sealing = None
+
+    def _save_sums(self, folder):
+        """What was summed since the last log on this process; without it the first log after a resume would differ."""
+        sums = {
+            "loss": self._tr_loss,
+            "last_logged": torch.tensor(self._globalstep_last_logged),
+            "metrics": self._train_metrics.sums,
+            "histograms": self._train_metrics.histograms,
+            "skipped": self._skipped_steps,
+            "skipped_in_a_row": self._skipped_in_a_row,
+        }
+        save_file(sums, folder / f"sums_{self.args.process_index}.safetensors")
+
+    def _load_sums(self):
+        file = Path(self._resumed_from) / f"sums_{self.args.process_index}.safetensors"
+        if not file.is_file():  # a checkpoint of the first version
+            return
+        sums = {name: tensor.to(self.args.device) for name, tensor in load_file(file).items()}
+        self._tr_loss, self._globalstep_last_logged = sums["loss"], int(sums["last_logged"])
+        self._train_metrics.sums, self._train_metrics.histograms = sums["metrics"], sums["histograms"]
+        self._skipped_steps, self._skipped_in_a_row = sums["skipped"], sums["skipped_in_a_row"]
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        """The authors' schedule (rule 15): linear decay over all steps, multiplied by the warm-up."""
+        if self.args.lr_scheduler_type != "linear" or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        warmup_steps = self.args.get_warmup_steps(num_training_steps)
+
+        def factor(step):
+            return min(1.0, (step + 1) / max(1, warmup_steps)) * max(0.0, 1 - step / num_training_steps)
+
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler

@@ -1,0 +1,121 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from sklearn.metrics import precision_score, recall_score, roc_auc_score
+
+from electra_hf.model.metrics import PretrainingMetrics, diagnose
+
+
+def batch(rows=8, length=32, seed=0, spread=2.0):
+    """What the metrics read of a forward pass, with random logits that know a little about the labels."""
+    torch.manual_seed(seed)
+    is_replaced = torch.rand(rows, length) < 0.2
+    logits = torch.randn(rows, length) * spread + is_replaced * spread
+    positions = torch.stack([torch.randperm(length)[:5] for _ in range(rows)])
+    is_right = torch.ones_like(positions, dtype=torch.bool)
+    is_right[:, 0] = False  # one guess in five is wrong
+    output = SimpleNamespace(
+        generator_loss=torch.tensor(3.0 + seed),
+        discriminator_loss=torch.tensor(0.3),
+        selected_positions=positions,
+        is_selected=torch.ones_like(positions, dtype=torch.bool),
+        generator_is_right=is_right,
+        is_replaced=is_replaced,
+        discriminator_logits=logits,
+        is_scored=torch.ones_like(is_replaced),
+        is_right=None,
+    )
+    return output, torch.ones_like(is_replaced)
+
+
+def test_the_metrics_equal_those_of_scikit_learn_over_all_batches():
+    metrics, logits, labels = PretrainingMetrics("cpu"), [], []
+    for seed in range(3):
+        output, is_real = batch(seed=seed)
+        metrics.update(output, is_real)
+        logits.append(output.discriminator_logits.flatten())
+        labels.append(output.is_replaced.flatten())
+    logits, labels = torch.cat(logits), torch.cat(labels)
+    values = metrics.compute()
+    assert values["rtd_auc"] == pytest.approx(roc_auc_score(labels, logits), abs=1e-4)
+    assert values["rtd_precision"] == pytest.approx(precision_score(labels, logits > 0))
+    assert values["rtd_recall"] == pytest.approx(recall_score(labels, logits > 0))
+    assert values["rtd_accuracy"] == pytest.approx(((logits > 0) == labels).double().mean().item())
+    assert values["rtd_majority_baseline"] == pytest.approx(1 - labels.double().mean().item())
+    assert values["replaced_share"] == pytest.approx(labels.double().mean().item())
+    assert values["generator_loss"] == pytest.approx(4.0)
+    assert values["generator_accuracy"] == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("spread", [0.01, 0.1, 10.0])
+def test_the_area_under_the_curve_is_exact_for_small_and_large_logits(spread):
+    output, is_real = batch(rows=64, spread=spread)
+    metrics = PretrainingMetrics("cpu")
+    metrics.update(output, is_real)
+    expected = roc_auc_score(output.is_replaced.flatten(), output.discriminator_logits.flatten().clamp(-16, 16))
+    assert metrics.compute()["rtd_auc"] == pytest.approx(expected, abs=0.02 if spread == 0.01 else 1e-3)
+
+
+def test_rule_17_padding_counts_nowhere():
+    output, is_real = batch()
+    is_real[:, 20:] = output.is_scored[:, 20:] = False
+    output.discriminator_logits[:, 20:] = -9.0  # easy negatives, if they counted
+    metrics = PretrainingMetrics("cpu")
+    metrics.update(output, is_real)
+    values = metrics.compute()
+    labels, logits = output.is_replaced[:, :20].flatten(), output.discriminator_logits[:, :20].flatten()
+    assert values["rtd_auc"] == pytest.approx(roc_auc_score(labels, logits), abs=1e-3)
+    assert values["rtd_accuracy"] == pytest.approx(((logits > 0) == labels).double().mean().item())
+
+
+def test_where_only_the_selected_tokens_are_detected_only_they_count():
+    output, is_real = batch()
+    output.is_scored = torch.zeros_like(is_real).scatter(1, output.selected_positions, True)
+    metrics = PretrainingMetrics("cpu")
+    metrics.update(output, is_real)
+    values = metrics.compute()
+    labels, logits = output.is_replaced[output.is_scored], output.discriminator_logits[output.is_scored]
+    assert values["rtd_auc"] == pytest.approx(roc_auc_score(labels, logits), abs=1e-3)
+    assert values["rtd_accuracy"] == pytest.approx(((logits > 0) == labels).double().mean().item())
+    assert values["replaced_share"] == pytest.approx(output.is_replaced.double().mean().item())
+
+
+def test_where_tokens_are_predicted_their_accuracy_stands_in_place_of_detection():
+    output, is_real = batch()
+    output.discriminator_logits = output.generator_loss = None  # the objective `mlm`
+    output.is_right, output.is_scored = output.generator_is_right, output.is_selected
+    output.is_scored[0] = False  # padding, say
+    metrics = PretrainingMetrics("cpu")
+    metrics.update(output, is_real)
+    assert metrics.compute() == {"discriminator_loss": pytest.approx(0.3), "token_accuracy": pytest.approx(0.8)}
+    assert diagnose(metrics.compute()) == []
+
+
+def test_nothing_counted_gives_no_number():
+    assert PretrainingMetrics("cpu").compute() == {}
+
+
+def healthy(**changes):
+    return {
+        "rtd_accuracy": 0.95,
+        "rtd_majority_baseline": 0.9,
+        "rtd_auc": 0.9,
+        "generator_accuracy": 0.4,
+        "replaced_share": 0.1,
+        **changes,
+    }
+
+
+def test_a_healthy_pair_gets_no_warning():
+    assert diagnose(healthy()) == []
+
+
+def test_a_discriminator_at_the_majority_is_named():
+    (finding,) = diagnose(healthy(rtd_accuracy=0.9, rtd_auc=0.53))
+    assert "no better than always giving the more frequent answer" in finding
+
+
+def test_a_generator_that_leaves_nothing_to_detect_is_named():
+    (finding,) = diagnose(healthy(generator_accuracy=0.9, replaced_share=0.01))
+    assert "too good" in finding
