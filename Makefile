@@ -37,7 +37,7 @@ lint: install  ## ruff: style and formatting
 	touch $@
 
 benchmark-peers: install .venv-peers/.installed  ## time training steps here, simpletransformers beside them
-	$(BIN)/python recipes/benchmark.py --peers_python .venv-peers/bin/python
+	$(BIN)/python recipes/benchmark/benchmark.py --peers_python .venv-peers/bin/python
 
 clean:  ## remove what the runs of this folder made
 	rm -rf outputs

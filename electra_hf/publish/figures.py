@@ -74,22 +74,3 @@ def _draw(axis, log_history, name, color, **style):
     points = [(log["step"], log[name]) for log in log_history if name in log]
     if points:
         axis.plot(*zip(*points, strict=True), color=color, **style)
-
-
-def draw_benchmark(table: list[dict], path):
-    """Draw the rows of a benchmark (`benchmarking.tabulate`) as bars: tokens per second, lowest to highest window."""
-    figure = Figure(figsize=(9, 1 + 0.45 * len(table)), layout="constrained")
-    axis = figure.subplots()
-    speeds = [row["per_second"] for row in table]
-    spread = [
-        [row["per_second"] - row["lowest"] for row in table],
-        [row["highest"] - row["per_second"] for row in table],
-    ]
-    axis.barh([row["name"] for row in table], speeds, xerr=spread, capsize=3)
-    for place, row in enumerate(table):
-        axis.annotate(f"  {row['ratio']:.1f}×", (row["highest"], place), va="center", fontsize=9)
-    axis.invert_yaxis()
-    axis.margins(x=0.12)
-    axis.grid(axis="x", alpha=0.3)
-    axis.set_xlabel("real tokens per second: median, lowest and highest window")
-    figure.savefig(Path(path), dpi=110)

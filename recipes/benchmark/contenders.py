@@ -1,7 +1,9 @@
-"""What `recipes/benchmark.py` compares. Each contender is a process of its own that trains on command.
+"""What `benchmark.py` compares. Each contender is a process of its own that trains on command.
 
-python -m electra_hf.contenders NAME FOLDER BATCH_SIZE: trains one step and then reads lines, a number of steps or
-"save"; every answer is one line of JSON (`Baton`). FOLDER is what `benchmarking.write_task` wrote.
+python recipes/benchmark/contenders.py NAME FOLDER BATCH_SIZE
+
+It trains one step and then reads lines: a number of steps, or "save". Every answer is one line of JSON (`Baton`).
+FOLDER is what `racing.write_task` wrote.
 """
 
 import json

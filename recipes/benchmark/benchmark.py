@@ -1,6 +1,6 @@
 """How fast the pair trains on this machine: stock modules under the stock Trainer, then each of our steps added.
 
-python recipes/benchmark.py [--corpus_files my_text.txt] [--peers_python .venv-peers/bin/python]
+python recipes/benchmark/benchmark.py [--corpus_files my_text.txt] [--peers_python .venv-peers/bin/python]
 """
 
 import json
@@ -8,28 +8,25 @@ import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from electra_hf.benchmarking import (
-    PRODUCTS,
-    ROWS,
-    describe_machine,
-    format_table,
+from electra_hf.errors import InputError
+from electra_hf.model.configuration import ElectraPretrainingConfig
+from electra_hf.recipe import as_dict, run_recipe
+from electra_hf.text.corpus import CorpusArguments, load_corpus
+from electra_hf.text.tokenization import train_tokenizer_once
+from machine import describe_machine
+from racing import (
+    choose_rows,
     measure_feed,
     measure_restart,
     measure_stall,
     race,
     start,
     summarise,
-    tabulate,
     write_task,
 )
-from electra_hf.errors import InputError
-from electra_hf.model.configuration import ElectraPretrainingConfig
-from electra_hf.publish.figures import draw_benchmark
-from electra_hf.recipe import as_dict, run_recipe
-from electra_hf.text.corpus import CorpusArguments, load_corpus
-from electra_hf.text.tokenization import train_tokenizer_once
+from tables import ROWS, draw_benchmark, format_table, products_of, tabulate
 
-SAMPLE = Path(__file__).parent / "quickstart/data/epo_sample_2026_500-sentences.txt"
+SAMPLE = Path(__file__).parents[1] / "quickstart/data/epo_sample_2026_500-sentences.txt"
 
 
 @dataclass
@@ -44,7 +41,9 @@ class BenchmarkArguments:
     )
     discriminator: dict | str | None = field(default=None, metadata={"help": "The same of the discriminator."})
     batch_sizes: list[int] = field(default_factory=lambda: [16], metadata={"help": "Rows of a step, one table each."})
-    rows: list[str] = field(default_factory=lambda: list(ROWS), metadata={"help": f"Which of {', '.join(ROWS)}."})
+    rows: list[str] | None = field(
+        default=None, metadata={"help": f"Some of {', '.join(ROWS)} (default: all that can be timed here)."}
+    )
     windows: int = field(default=7, metadata={"help": "Timed windows of each row, in turn."})
     window_steps: int = field(default=2, metadata={"help": "Steps of a window."})
     peers_python: str | None = field(
@@ -54,11 +53,11 @@ class BenchmarkArguments:
     def __post_init__(self):
         self.generator = as_dict("generator", self.generator)
         self.discriminator = as_dict("discriminator", self.discriminator)
-        if unknown := set(self.rows) - set(ROWS):
-            raise InputError(f"rows: expected some of {', '.join(ROWS)}, got {sorted(unknown)[0]}.")
-        self.rows = [
-            name for name in ROWS if name in self.rows and (name != "simpletransformers" or self.peers_python)
-        ]
+        for name in ("windows", "window_steps", "batch_sizes"):
+            value = getattr(self, name)
+            if min(value if isinstance(value, list) else [value]) < 1:
+                raise InputError(f"{name}: expected at least 1, got {value}.")
+        self.rows = choose_rows(self.rows, self.peers_python)
 
 
 def main(arguments):
@@ -76,7 +75,8 @@ def main(arguments):
     report = {"machine": describe_machine(), "settings": asdict(arguments), "tables": {}}
     for batch_size in arguments.batch_sizes:
         # Windows: all contenders in turn, so that what else runs on the machine meets all of them alike
-        contenders = start([*arguments.rows, *PRODUCTS], task, batch_size, arguments.peers_python)
+        products = sorted({products_of(row) for row in arguments.rows})
+        contenders = start([*arguments.rows, *products], task, batch_size, arguments.peers_python)
         answers = race(contenders.values(), arguments.windows, arguments.window_steps)
         results = {name: summarise(contender, answers[name]) for name, contender in contenders.items()}
         table = tabulate(results, config, length)

@@ -1,8 +1,7 @@
-"""Time several ways of training side by side: the same text and architecture, short windows in turn, in one run."""
+"""Let several ways of training run side by side: the same text and architecture, short windows in turn."""
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -12,44 +11,41 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
-import torch
 from datasets import Dataset, Features, List, Value
 from torch.utils.data import DataLoader
 
 from electra_hf.errors import InputError
-from electra_hf.model.flops import flops_per_token
 from electra_hf.text.packing import PackedRows, collate_rows, pack_dataset
 from electra_hf.text.tokenization import save_tokenizer
 from electra_hf.training.checkpoints import sorted_checkpoints
-
-# What a table row adds to the one above it; the contenders are those of `contenders.py`.
-ROWS = {
-    "simpletransformers": "simpletransformers 0.70.8",
-    "stock_padded": "stock modules and Trainer, padded sentences",
-    "stock": "stock modules and Trainer, packed rows",
-    "selected_only": "+ logits at selected positions only",
-    "own_pair": "+ select, mask and sample in the forward pass",
-    "ours": "+ ElectraTrainer (keeps freed memory on a CPU)",
-    "ours_compiled": "+ torch_compile",
-    "ours_bf16": "ElectraTrainer, bf16",
-    "ours_bf16_compiled": "ElectraTrainer, bf16, torch_compile",
-    "bare": "bare loop",
-    "bare_compiled": "bare loop, torch.compile",
-    "bare_bf16_compiled": "bare loop, bf16, torch.compile",
-}
+from machine import has_fast_bfloat16, processor_name
+from tables import ROWS, needs_bfloat16
 
 
-PRODUCTS = ("products_float32", "products_bfloat16")
+def choose_rows(named: list[str] | None, peers_python: str | None) -> list[str]:
+    """The rows to time, in the order of the table: the named ones, or all that can be timed here if none is named.
+
+    Raises `InputError` for a named row that is unknown or cannot be timed here.
+    """
+    obstacles = {row: reason for row in ROWS if (reason := _obstacle(row, peers_python))}
+    for row in named or []:
+        if row not in ROWS:
+            raise InputError(f"rows: expected some of {', '.join(ROWS)}, got {row}.")
+        if row in obstacles:
+            raise InputError(f"rows: {row} cannot be timed here, because {obstacles[row]}.")
+    for reason in dict.fromkeys(obstacles.values() if named is None else []):
+        rows = [row for row in obstacles if obstacles[row] == reason]
+        print(f"Left out: {', '.join(rows)}, because {reason}.", flush=True)
+    return [row for row in ROWS if (row not in obstacles if named is None else row in named)]
 
 
-def describe_machine() -> dict:
-    """What the numbers were measured on."""
-    return {
-        "system": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "torch": torch.__version__,
-    }
+def _obstacle(row, peers_python):
+    """Why a row cannot be timed here, or None."""
+    if row == "simpletransformers" and not peers_python:
+        return "peers_python is missing; `make benchmark-peers` sets it"
+    if needs_bfloat16(row) and not has_fast_bfloat16():
+        return f"this machine ({processor_name()}) has no instructions for bf16"
+    return None
 
 
 def write_task(folder: Path, texts: Dataset, tokenizer, config, max_length: int, least_rows: int) -> PackedRows:
@@ -88,16 +84,16 @@ class Contender:
     def __init__(self, name: str, folder: Path, batch_size: int, python=sys.executable):
         self.name = name
         self.log = folder / f"{name}.log"
-        root = str(Path(__file__).parents[1])
+        here = Path(__file__).parent
         environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join([str(here.parents[1]), os.environ.get("PYTHONPATH", "")]),
             "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"),
             "HF_HUB_OFFLINE": "1",
             "WANDB_MODE": "disabled",
         }
         start = time.perf_counter()
         self.process = subprocess.Popen(
-            [str(python), "-m", "electra_hf.contenders", name, str(folder), str(batch_size)],
+            [str(python), str(here / "contenders.py"), name, str(folder), str(batch_size)],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -162,39 +158,6 @@ def summarise(contender: Contender, answers: list[dict]) -> dict:
         "memory": answers[-1]["memory"],
         "seconds_to_first_step": contender.seconds_to_first_step,
     }
-
-
-def tabulate(results: dict[str, dict], config, max_length: int) -> list[dict]:
-    """The rows of the table: real tokens per second, ratio to the first row, share of the matrix-product rate.
-
-    The operations counted are those that the pair needs on packed rows (`flops_per_token`), whatever a contender
-    computes beside them; the rate is that of fp32, or of bf16 where the row trains in it.
-    """
-    names = [name for name in ROWS if name in results]
-    first = results[names[0]]["per_second"]
-    table = []
-    for name in names:
-        result = results[name]
-        products = results["products_bfloat16" if "bf16" in name else "products_float32"]["per_second"]
-        share = result["per_second"] * flops_per_token(config, max_length) / products
-        row = {"name": ROWS[name], **result, "ratio": result["per_second"] / first, "share_of_products": share}
-        table.append(row)
-    return table
-
-
-def format_table(table: list[dict]) -> str:
-    """The table as Markdown."""
-    lines = [
-        "| | tokens/s | lowest to highest | ratio | share of products | memory, GB | first step, s |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in table:
-        lines.append(
-            f"| {row['name']} | {row['per_second']:,.0f} | {row['lowest']:,.0f} to {row['highest']:,.0f} "
-            f"| {row['ratio']:.2f} | {row['share_of_products']:.0%} | {row['memory'] / 1e9:.2f} "
-            f"| {row['seconds_to_first_step']:.0f} |"
-        )
-    return "\n".join(lines)
 
 
 def measure_restart(name: str, folder: Path, batch_size: int) -> float:
