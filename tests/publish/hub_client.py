@@ -38,7 +38,7 @@ class ClientError(Exception):
 
 
 class Client:
-    """A worker process: `client.call(module, "push_folder", ...)` returns what it does; prints go to `client.output`."""
+    """A worker process: `client.call(module, "push_folder", ...)` returns its result; prints go to `client.output`."""
 
     def __init__(self, hub, home, log):
         self.log = open(log, "w")
