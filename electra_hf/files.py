@@ -71,6 +71,16 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     flush(path.parent)
 
 
+def set_aside(path: str | Path) -> Path:
+    """Rename a file or folder of an earlier run to NAME.aside, in place of an older one, and return its new path."""
+    path = Path(path)
+    aside = path.with_name(f"{path.name}.aside")
+    if aside.is_dir():
+        shutil.rmtree(aside)
+    os.replace(path, aside)
+    return aside
+
+
 def flush_folder(folder: Path) -> None:
     """Flush every file of a folder, and the folder itself, to the disk."""
     for path in sorted(folder.rglob("*")):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from electra_hf import ElectraForPretraining
 from electra_hf.recipe import run_recipe
-from electra_hf.text.tokenization import load_tokenizer
+from electra_hf.text.run_tokenizer import load_with_checkpoint
 from electra_hf.training.checkpoints import check_is_pair
+from electra_hf.training.identity import check_tokenizer_belongs
 
 
 @dataclass
@@ -18,9 +19,6 @@ class ExportArguments:
 
     checkpoint: str = field(metadata={"help": "A checkpoint-N folder of a pretraining run."})
     output_dir: str = field(metadata={"help": "Where discriminator/ and generator/ go."})
-    tokenizer_name_or_path: str | None = field(
-        default=None, metadata={"help": "The tokenizer (default: tokenizer/ beside the checkpoint)."}
-    )
 
 
 ARGUMENTS = (ExportArguments,)
@@ -28,8 +26,9 @@ ARGUMENTS = (ExportArguments,)
 
 def main(args):
     checkpoint = check_is_pair(args.checkpoint)
-    tokenizer = load_tokenizer(args.tokenizer_name_or_path or checkpoint.parent / "tokenizer")
+    tokenizer = load_with_checkpoint(checkpoint)
     model = ElectraForPretraining.from_pretrained(checkpoint)
+    check_tokenizer_belongs(checkpoint, tokenizer, model.config.discriminator_config.vocab_size)
     parts = {"discriminator": model.save_discriminator}
     if model.generator is not None:
         parts["generator"] = model.save_generator

@@ -3,7 +3,6 @@
 accelerate launch recipes/pretrain.py --config recipes/esperanto_small/pretrain.yaml [--any_key value]
 """
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from transformers import set_seed
 
 from electra_hf import ElectraTrainer
 from electra_hf.errors import InputError
+from electra_hf.files import write_json
 from electra_hf.model.building import build_pair
 from electra_hf.model.flops import train_flops
 from electra_hf.publish.cards import CardArguments, fill_discriminator_card, fill_generator_card
@@ -19,9 +19,10 @@ from electra_hf.publish.hub import push_results, take_push_settings
 from electra_hf.recipe import run_recipe, save_recipe
 from electra_hf.text.corpus import CorpusArguments, format_report, load_corpus
 from electra_hf.text.packing import check_rows, pack_dataset
-from electra_hf.text.tokenization import load_tokenizer, measure_tokenizer, save_tokenizer, train_tokenizer_once
+from electra_hf.text.run_tokenizer import prepare_tokenizer
+from electra_hf.text.tokenization import measure_tokenizer
 from electra_hf.training.arguments import ModelArguments, PretrainingArguments, TokenizerArguments
-from electra_hf.training.checkpoints import check_writable, checkpoint_to_resume
+from electra_hf.training.checkpoints import check_writable, checkpoint_to_resume, set_results_aside
 from electra_hf.training.stopping import CleanStop
 
 ARGUMENTS = (CorpusArguments, TokenizerArguments, ModelArguments, CardArguments, PretrainingArguments)
@@ -38,13 +39,15 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
         # Corpus: every source cleaned, merged, deduplicated, split by a hash of the content
         corpus, report = load_corpus(corpus_args)
 
-        # Tokenizer: trained once on the training part, or an existing one
-        if existing := tokenizer_args.tokenizer_name_or_path or model_args.discriminator_name_or_path:
-            tokenizer = load_tokenizer(existing)
-            save_tokenizer(tokenizer, output_dir / "tokenizer")
-        else:
-            settings = tokenizer_args.training_settings()
-            tokenizer = train_tokenizer_once(output_dir / "tokenizer", corpus["train"], **settings)
+        # Tokenizer: trained once on the training part, or a copy of an existing one; it stays with the checkpoints
+        tokenizer = prepare_tokenizer(
+            output_dir / "tokenizer",
+            corpus["train"],
+            tokenizer_args.training_settings(),
+            tokenizer_args.max_length,
+            existing=tokenizer_args.tokenizer_name_or_path or model_args.discriminator_name_or_path,
+            checkpoint=checkpoint,
+        )
 
         # Rows: sentences joined with [SEP] and cut to exactly max_length, without padding
         train_rows = pack_dataset(corpus["train"], tokenizer, tokenizer_args.max_length)
@@ -57,10 +60,15 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
     model = build_pair(model_args, tokenizer, tokenizer_args.max_length)
 
     # Training: everything random happens in the model's forward, on the device
-    trainer = ElectraTrainer(model, training_args, train_dataset=train_rows, eval_dataset=test_rows)
+    trainer = ElectraTrainer(
+        model, training_args, train_dataset=train_rows, eval_dataset=test_rows, processing_class=tokenizer
+    )
+    trainer.check_checkpoint(checkpoint)  # nothing of the run before is touched by a command that does not fit
     if trainer.is_world_process_zero():
+        if checkpoint is None:
+            set_results_aside(output_dir)
         report["tokenizer"] = measure_tokenizer(tokenizer, corpus["test"])
-        (output_dir / "corpus.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        write_json(output_dir / "corpus.json", report)
         save_recipe(
             output_dir / "recipe.yaml", corpus_args, tokenizer_args, model_args, card_args, training_args, push
         )
@@ -78,9 +86,7 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
         metrics["train_flops"] = train_flops(
             model.config, tokenizer_args.max_length, metrics["train_tokens"], first_stage
         )
-        if (output_dir / "metrics.json").is_file():  # of a run that had nothing left to train
-            metrics = json.loads((output_dir / "metrics.json").read_text()) | metrics
-        (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        write_json(output_dir / "metrics.json", metrics)
         draw_curves(trainer.state.log_history, output_dir / "curves.png")
         model.save_discriminator(output_dir / "discriminator", tokenizer)
         repositories = {output_dir / "discriminator": push.discriminator}

@@ -27,7 +27,7 @@ def draw_curves(log_history: list[dict], path):
             _draw(axis, log_history, f"eval_{name}", f"C{color}", linestyle="none", marker="o")
         axis.set(title=title, xlabel="step", ylabel=label)
         axis.grid(alpha=0.3)
-        if axis.lines:
+        if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
     figure.suptitle("Lines: training text. Dots: held-out text.", fontsize=10)
     axes[0, 0].set_yscale("log")

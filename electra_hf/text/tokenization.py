@@ -236,16 +236,3 @@ def _batches(texts, max_characters, batch_size=1_000):
     step = max(1, math.ceil(len(texts) * mean_length / max_characters))
     for start in range(0, len(texts), batch_size * step):
         yield texts[start : start + batch_size * step : step]
-
-
-def train_tokenizer_once(folder: str | Path, dataset: Dataset, **settings) -> PreTrainedTokenizerBase:
-    """The tokenizer of `folder` if it was trained on this dataset with these settings, else a new one put there.
-
-    The WordPiece trainer gives another vocabulary each time: a second start, and every process, must load the first.
-    """
-    recipe = {"dataset": dataset._fingerprint, **settings}
-    record = Path(folder) / "trained_on.json"
-    if not record.is_file() or json.loads(record.read_text()) != recipe:
-        save_tokenizer(train_tokenizer(dataset, **settings), folder)
-        record.write_text(json.dumps(recipe) + "\n")
-    return load_tokenizer(folder)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from electra_hf.errors import InputError, disk_fault
+from electra_hf.files import set_aside
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +155,17 @@ def clear_way(output_dir, step: int):
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
             logger.warning("%s is newer than the start of this run and not used: it is now %s.", folder, aside.name)
+
+
+RESULTS = ("discriminator", "generator", "metrics.json", "curves.png", "corpus.json", "recipe.yaml")
+
+
+def set_results_aside(output_dir: str | Path) -> None:
+    """Before a run starts afresh: rename what an earlier run left in its folder, so that no number of it survives."""
+    for name in RESULTS:
+        path = Path(output_dir) / name
+        if path.exists():
+            logger.warning("%s is of an earlier run: it is now %s.", path, set_aside(path).name)
 
 
 @contextmanager

@@ -4,7 +4,11 @@ import hashlib
 import json
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from electra_hf.errors import InputError
+from electra_hf.files import read_json, write_json
+from electra_hf.text.run_tokenizer import digest_tokenizer
 
 RUN = "run.json"
 # A run that differs in one of these does not go on where its checkpoint stopped.
@@ -22,23 +26,26 @@ def describe_run(trainer) -> dict:
     digest = hashlib.sha256()
     for index in range(0, len(rows), max(1, len(rows) // 256)):  # all would take minutes on a large corpus
         digest.update(rows[index]["input_ids"].numpy().tobytes())
-    return {
+    identity = {
         "rows (corpus_files, tokenizer, max_length)": {"number": len(rows), "sha256": digest.hexdigest()},
         "rows of a step": trainer._tokens_per_step() // rows[0]["input_ids"].shape[0],
         "settings": settings,
         "model": trainer.model.config.to_dict(),
     }
+    if trainer.processing_class is not None:
+        identity["tokenizer"] = digest_tokenizer(trainer.processing_class)
+    return identity
 
 
 def save_identity(checkpoint: str | Path, identity: dict) -> None:
     """Write what has to be the same in a run that goes on from this checkpoint, before it is sealed."""
-    (Path(checkpoint) / RUN).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+    write_json(Path(checkpoint) / RUN, identity)
 
 
 def check_same_run(checkpoint: str | Path, identity: dict) -> None:
     """Refuse to go on from the checkpoint of another run. Raises `InputError` that names every difference."""
     file = Path(checkpoint) / RUN
-    saved = _flatten(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    saved = _flatten(read_json(file)) if file.is_file() else {}
     now = _flatten(json.loads(json.dumps(identity)))
     # A field that only one of them has belongs to another version of a library.
     differences = [
@@ -48,6 +55,19 @@ def check_same_run(checkpoint: str | Path, identity: dict) -> None:
         raise InputError(
             f"{checkpoint} belongs to a run with other settings: {'; '.join(differences)}. Restore them to go on "
             "from it; or choose another output_dir, or `resume_from_checkpoint: never`, to start afresh."
+        )
+
+
+def check_tokenizer_belongs(checkpoint: str | Path, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Refuse a tokenizer that the rows of a checkpoint were not made with. Raises `InputError`."""
+    file = Path(checkpoint) / RUN
+    recorded = read_json(file).get("tokenizer") if file.is_file() else None
+    # Checkpoints of the first version say nothing; a tokenizer of another size is surely not theirs.
+    fits = recorded == digest_tokenizer(tokenizer) if recorded else len(tokenizer) == vocab_size
+    if not fits:
+        raise InputError(
+            f"checkpoint: the tokenizer of {checkpoint} is not the one that it was trained with. Put the right one "
+            "there, from the run's folder tokenizer/ or from another checkpoint of the same run."
         )
 
 

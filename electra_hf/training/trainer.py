@@ -95,6 +95,7 @@ class ElectraTrainer(Trainer):
         self.add_callback(_Resume(self))
         self._train_metrics = PretrainingMetrics(args.device)
         self._findings = []
+        self._seconds_before = 0.0  # that earlier starts of this run have trained
         self._skipped_steps = torch.zeros((), device=args.device)
         self._skipped_in_a_row = torch.zeros((), device=args.device)
         self._sealing = None  # the checkpoint saved last, while another thread reads and flushes its bytes
@@ -105,8 +106,7 @@ class ElectraTrainer(Trainer):
         if resume_from_checkpoint is True:  # the Trainer's way to say: the newest
             resume_from_checkpoint = find_last_checkpoint(self.args.output_dir)
         self._resumed_from = resume_from_checkpoint
-        if resume_from_checkpoint:
-            check_same_run(resume_from_checkpoint, describe_run(self))
+        self.check_checkpoint(resume_from_checkpoint)
         if self.is_world_process_zero():
             step = int(Path(resume_from_checkpoint).name.rpartition("-")[2]) if resume_from_checkpoint else 0
             clear_way(self.args.output_dir, step)
@@ -117,11 +117,19 @@ class ElectraTrainer(Trainer):
             if state.global_step >= max_steps:
                 self._load_from_checkpoint(resume_from_checkpoint)
                 self.state = state
-                tokens = state.global_step * self._tokens_per_step()
-                return TrainOutput(state.global_step, 0.0, {"train_tokens": tokens})
+                self._load_sums()
+                loss = (self._total_loss_scalar + float(self._tr_loss)) / max(1, state.global_step)
+                metrics = {"train_runtime": self._seconds_before, "train_loss": loss}
+                return TrainOutput(state.global_step, loss, metrics | self._speed(self._seconds_before))
         if self.args.device.type == "cpu":
             keep_freed_memory()
+        self._start = time.perf_counter()
         return super().train(resume_from_checkpoint, **kwargs)
+
+    def check_checkpoint(self, checkpoint: str | Path | None) -> None:
+        """Refuse a checkpoint of another run, before anything is written. Raises `InputError` with the difference."""
+        if checkpoint:
+            check_same_run(checkpoint, describe_run(self))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         output = model(**inputs)
@@ -137,11 +145,16 @@ class ElectraTrainer(Trainer):
         if "loss" in logs:
             logs.update(self._training_metrics_since_last_log() | self._check_skipped_steps())
         if "train_runtime" in logs:
-            tokens = self._tokens_per_step() * self.state.global_step
-            this_session = self._tokens_per_step() * (self.state.global_step - self._initial_global_step)
-            logs["train_tokens"] = tokens
-            logs["train_tokens_per_second"] = this_session / logs["train_runtime"]
+            # All starts of the run together; the Trainer counts the last one alone.
+            logs["train_runtime"] += self._seconds_before
+            logs["train_loss"] = self._total_loss_scalar / max(1, self.state.global_step)
+            logs |= self._speed(logs["train_runtime"])
         super().log(logs, start_time)
+
+    def _speed(self, seconds):
+        """Tokens and tokens per second of the whole run, all its starts together."""
+        tokens = self._tokens_per_step() * self.state.global_step
+        return {"train_tokens": tokens, "train_tokens_per_second": tokens / seconds if seconds else 0.0}
 
     def floating_point_ops(self, inputs):
         # The Trainer's own count walks over all modules at every micro-batch, and leaves attention out.
@@ -291,11 +304,13 @@ class ElectraTrainer(Trainer):
         """What was summed since the last log on this process; without it the first log after a resume would differ."""
         sums = {
             "loss": self._tr_loss,
+            "logged_loss": torch.tensor(self._total_loss_scalar, dtype=torch.float64),
             "last_logged": torch.tensor(self._globalstep_last_logged),
             "metrics": self._train_metrics.sums,
             "histograms": self._train_metrics.histograms,
             "skipped": self._skipped_steps,
             "skipped_in_a_row": self._skipped_in_a_row,
+            "seconds": torch.tensor(self._seconds_before + time.perf_counter() - self._start),
         }
         save_file(sums, folder / f"sums_{self.args.process_index}.safetensors")
 
@@ -307,6 +322,8 @@ class ElectraTrainer(Trainer):
         self._tr_loss, self._globalstep_last_logged = sums["loss"], int(sums["last_logged"])
         self._train_metrics.sums, self._train_metrics.histograms = sums["metrics"], sums["histograms"]
         self._skipped_steps, self._skipped_in_a_row = sums["skipped"], sums["skipped_in_a_row"]
+        self._seconds_before = float(sums.get("seconds", 0.0))
+        self._total_loss_scalar = float(sums.get("logged_loss", 0.0))
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         """The authors' schedule (rule 15): linear decay over all steps, multiplied by the warm-up."""

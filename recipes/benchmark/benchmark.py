@@ -12,7 +12,7 @@ from electra_hf.errors import InputError
 from electra_hf.model.configuration import ElectraPretrainingConfig
 from electra_hf.recipe import as_dict, run_recipe
 from electra_hf.text.corpus import CorpusArguments, load_corpus
-from electra_hf.text.tokenization import train_tokenizer_once
+from electra_hf.text.run_tokenizer import prepare_tokenizer
 from machine import describe_machine
 from racing import (
     choose_rows,
@@ -66,7 +66,9 @@ def main(arguments):
     task = folder / "task"
     shutil.rmtree(task, ignore_errors=True)  # with the code compiled last time: the first start is a cold one
     corpus, _ = load_corpus(CorpusArguments(corpus_files=arguments.corpus_files))
-    tokenizer = train_tokenizer_once(folder / "tokenizer", corpus["train"], vocab_size=arguments.vocab_size)
+    tokenizer = prepare_tokenizer(
+        folder / "tokenizer", corpus["train"], {"vocab_size": arguments.vocab_size}, max_length=length
+    )
     networks = {"generator": arguments.generator, "discriminator": arguments.discriminator}
     config = ElectraPretrainingConfig.from_size("small", vocab_size=arguments.vocab_size, **networks)
     least_rows = 1_000 * max(arguments.batch_sizes)

@@ -229,7 +229,8 @@ def test_what_the_disk_would_not_take_does_not_count_as_written(make_checkpoint,
 
 
 @pytest.mark.parametrize(
-    "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "run.json", "manifest.json.tmp"]
+    "name",
+    ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "run.json.tmp", "manifest.json.tmp"],
 )
 def test_a_disk_that_fills_up_during_a_save_is_one_message_and_the_run_goes_on_from_the_one_before(
     make_trainer, full_disk, name
