@@ -1,6 +1,7 @@
 """Small models in memory, no network."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -8,6 +9,11 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 import pytest
 import torch
 from transformers.utils import logging
+
+# Scripts that a test starts find what the tests share, as the tests themselves do (`pythonpath` in pyproject.toml).
+TESTS = Path(__file__).parent
+SHARED = [str(TESTS), str(TESTS / "training"), *filter(None, [os.environ.get("PYTHONPATH")])]
+os.environ["PYTHONPATH"] = os.pathsep.join(SHARED)
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()

@@ -20,13 +20,13 @@ from electra_hf.training.stopping import CleanStop
 
 
 @pytest.mark.slow
-def test_killed_at_every_step_of_a_save_and_at_random_moments_a_run_ends_as_the_one_never_killed(tmp_path):
+def test_killed_at_steps_of_a_save_and_at_random_moments_a_run_ends_as_the_one_never_killed(tmp_path):
+    # A sample; without the two numbers the script kills at every step (`make test-kills`).
     script = Path(__file__).parents[1] / "train_until_killed.py"
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), "26"], capture_output=True, text=True, timeout=900
-    )
+    command = [sys.executable, str(script), str(tmp_path), "8", "6"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert int(done.stdout.split()[-9]) >= 50
+    assert int(done.stdout.split()[-9]) >= 14
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def load(checkpoint):
     state = json.loads((checkpoint / "trainer_state.json").read_text())
     content = {"logs": [without_clock(log) for log in state["log_history"]]}
     for file in checkpoint.glob("*.safetensors"):
-        content[file.name] = load_file(file)
+        content[file.name] = {name: tensor for name, tensor in load_file(file).items() if name != "seconds"}
     with torch.serialization.safe_globals(numpy_globals()):
         for file in (*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")):
             content[file.name] = torch.load(file, weights_only=True)
