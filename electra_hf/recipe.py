@@ -14,7 +14,13 @@ from transformers import HfArgumentParser
 
 from electra_hf.errors import InputError, disk_fault
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# SIGHUP comes when a terminal closes or an ssh line drops: the commonest interruption of all.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def stop_signals() -> list[signal.Signals]:
+    """The signals that end a run. One that this process was started to ignore (`nohup`) stays ignored."""
+    return [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 class _Parser(HfArgumentParser):
@@ -158,12 +164,13 @@ def run_recipe(main, *argument_classes):
 
 
 def exit_on_signals():
-    """Outside of training there is nothing to save: end at once, with the exit code that says why (143 or 130)."""
+    """Outside of training there is nothing to save: end at once, with the exit code of the signal (143, 130, 129)."""
+    signals = stop_signals()
 
     def leave(number, frame):
-        for again in STOP_SIGNALS:
+        for again in signals:
             signal.signal(again, lambda second, frame: os._exit(128 + number))
         sys.exit(128 + number)
 
-    for number in STOP_SIGNALS:
+    for number in signals:
         signal.signal(number, leave)

@@ -23,6 +23,7 @@ from electra_hf.text.run_tokenizer import prepare_tokenizer
 from electra_hf.text.tokenization import measure_tokenizer
 from electra_hf.training.arguments import ModelArguments, PretrainingArguments, TokenizerArguments
 from electra_hf.training.checkpoints import check_writable, checkpoint_to_resume, set_results_aside
+from electra_hf.training.lock import lock_output_dir
 from electra_hf.training.stopping import CleanStop
 
 ARGUMENTS = (CorpusArguments, TokenizerArguments, ModelArguments, CardArguments, PretrainingArguments)
@@ -35,6 +36,8 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
         raise InputError("test_share: 0 holds out nothing to measure on. Give a small share, such as 0.01.")
     checkpoint = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
     output_dir = Path(training_args.output_dir)
+    if training_args.process_index == 0:
+        lock_output_dir(output_dir)
     with training_args.main_process_first(desc="preparing the data"):
         # Corpus: every source cleaned, merged, deduplicated, split by a hash of the content
         corpus, report = load_corpus(corpus_args)
@@ -63,7 +66,7 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
     trainer = ElectraTrainer(
         model, training_args, train_dataset=train_rows, eval_dataset=test_rows, processing_class=tokenizer
     )
-    trainer.check_checkpoint(checkpoint)  # nothing of the run before is touched by a command that does not fit
+    trainer.check_start(checkpoint)  # a command that does not fit touches nothing of the run before
     if trainer.is_world_process_zero():
         if checkpoint is None:
             set_results_aside(output_dir)

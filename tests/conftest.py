@@ -97,7 +97,7 @@ def make_trainer(tiny_model, rows, tmp_path):
     from electra_hf.training.arguments import PretrainingArguments
 
     def make(model=None, train_rows=64, test_rows=21, folder="run", **settings):
-        defaults = {"max_steps": 4, "warmup_steps": 2, "logging_steps": 2, "per_device_train_batch_size": 8}
+        defaults = {"max_steps": 4, "warmup_steps": 0.5, "logging_steps": 2, "per_device_train_batch_size": 8}
         arguments = PretrainingArguments(
             output_dir=str(tmp_path / folder), **{**defaults, **settings}, use_cpu=True, disable_tqdm=True
         )

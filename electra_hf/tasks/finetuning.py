@@ -21,6 +21,8 @@ from transformers import (
 
 from electra_hf.errors import InputError
 from electra_hf.text.tokenization import load_tokenizer
+from electra_hf.training import arguments as pretraining
+from electra_hf.training.arguments import check_launcher, check_training_settings
 from electra_hf.training.checkpoints import check_writable
 from electra_hf.training.trackers import guard_trackers
 
@@ -37,6 +39,17 @@ class EncoderArguments:
         default=False,
         metadata={"help": "Take its shape and tokenizer, but random weights: what pretraining is worth."},
     )
+
+
+_ONE_TEST = "the test part is scored once, at the end of each run"
+# Settings of `TrainingArguments` that fine-tuning would ignore; any other value than these is refused.
+FIXED = {
+    "optim": ("adamw_torch_fused", "layer-wise learning rates are those of AdamW"),
+    "resume_from_checkpoint": (None, "a run is short and starts from its encoder"),
+    "eval_strategy": ("no", _ONE_TEST),
+    "load_best_model_at_end": (False, _ONE_TEST),
+    **{name: pretraining.FIXED[name] for name in ("deepspeed", "fsdp", "parallelism_config", "optim_target_modules")},
+}
 
 
 @dataclass
@@ -59,7 +72,9 @@ class FinetuningArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "True would log a NaN loss as 0."})
 
     def __post_init__(self):
+        check_launcher()
         super().__post_init__()
+        check_training_settings(self, FIXED)
         self.seeds = self.seeds or [self.seed]
         self.dataloader_pin_memory &= torch.cuda.is_available()  # on a CPU it does nothing but warn
         if len(set(self.seeds)) < len(self.seeds):
@@ -78,6 +93,8 @@ def check_folders(encoder_args: EncoderArguments, output_dir: str) -> None:
         raise InputError("Give model_name_or_path: the folder `discriminator` of a pretraining run, or a Hub model.")
     if Path(output_dir).resolve() == Path(name).resolve():
         raise InputError(f"output_dir {output_dir} is the model to start from. Give the result a folder of its own.")
+    if any(Path(output_dir).glob("checkpoint-*/run.json")) or (Path(output_dir) / "generator").exists():
+        raise InputError(f"output_dir {output_dir} holds a pretraining run. Give the result a folder of its own.")
 
 
 def load_encoder_tokenizer(encoder_args: EncoderArguments) -> PreTrainedTokenizerBase:
@@ -159,13 +176,15 @@ def layerwise_parameter_groups(
     if not 0 < decay <= 1:
         raise InputError(f"layerwise_lr_decay: expected a factor above 0 and up to 1, got {decay}.")
     encoder = model.base_model
-    num_layers = encoder.config.num_hidden_layers
     in_encoder = {id(parameter): name for name, parameter in encoder.named_parameters()}
+    depths = _depths(encoder, decay)
+    num_layers = max(depths.values(), default=0)
     groups = {}
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
-        steps = _steps_below_head(in_encoder.get(id(parameter)), num_layers, published_decay)
+        name = in_encoder.get(id(parameter))
+        steps = 0 if name is None else num_layers + 1 - depths[name] + published_decay
         # Only matrices are decayed: every vector here is a bias or belongs to a LayerNorm.
         groups.setdefault((steps, parameter.ndim < 2), []).append(parameter)
     return [
@@ -178,12 +197,30 @@ def layerwise_parameter_groups(
     ]
 
 
-def _steps_below_head(name, num_layers, published_decay):
-    if name is None:
-        return 0
-    layer = re.match(r"encoder\.layer\.(\d+)\.", name)
-    depth = int(layer.group(1)) + 1 if layer else 0
-    return num_layers + 1 - depth + published_decay
+def _depths(encoder, decay):
+    """For each parameter of an encoder by name: 0 in the embeddings, 1 in the first layer, n in the last."""
+    names = [name for name, _ in encoder.named_parameters()]
+    if decay == 1:
+        return dict.fromkeys(names, 0)  # one rate for all
+    number = encoder.config.num_hidden_layers
+    # Every family names its layers in its own way, but all of them keep them in one list.
+    lists = [
+        name
+        for name, module in encoder.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == number and any(True for _ in module.parameters())
+    ]
+    if len(lists) != 1:
+        raise InputError(
+            f"layerwise_lr_decay: {type(encoder).__name__} has no list of {number} layers with weights of their own. "
+            "Set layerwise_lr_decay: 1.0, which is one rate for all."
+        )
+    depths, depth = {}, 0
+    for name in names:
+        if layer := re.match(re.escape(lists[0]) + r"\.(\d+)\.", name):
+            depth = int(layer.group(1)) + 1
+        # What follows the last layer, such as a LayerNorm, learns as that one does.
+        depths[name] = 0 if "embeddings" in name and not layer else depth
+    return depths
 
 
 def fine_tune(

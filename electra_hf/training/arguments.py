@@ -1,5 +1,6 @@
 """Settings of a pretraining run: the pair, its tokenizer, and the training itself."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -64,12 +65,29 @@ class ModelArguments:
                 "discriminator_name_or_path and generator_name_or_path go together: a discriminator learns nothing "
                 "without the generator that fills its input."
             )
+        if self.discriminator_name_or_path:
+            self._check_published()
         # A wrong size or field must not wait for the corpus.
         ElectraPretrainingConfig.from_size(
             self.model_size, generator=self.generator, discriminator=self.discriminator, **self.pair_settings()
         )
 
-    def pair_settings(self):
+    def _check_published(self):
+        """Published networks have a shape and weights of their own, which these settings would contradict."""
+        damaging = {
+            "model_size": self.model_size != "small",
+            "generator": bool(self.generator) and self.generator_name_or_path is not None,
+            "discriminator": bool(self.discriminator),
+            "sinusoidal_start": self.sinusoidal_start,
+        }
+        for name, is_given in damaging.items():
+            if is_given:
+                raise InputError(
+                    f"{name}: cannot be set beside discriminator_name_or_path, whose network has a shape and weights "
+                    "of its own. Leave one of the two out."
+                )
+
+    def pair_settings(self) -> dict:
         """The settings of the pair itself, for `ElectraPretrainingConfig`."""
         settings = {
             "objective": self.objective,
@@ -107,6 +125,58 @@ class TokenizerArguments:
         }
 
 
+# Each is tried with a step whose gradient is not finite (tests/training/test_settings.py).
+OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop")
+_UNUSED = "this trainer does not use it"
+_INEXACT = "a run that is stopped and resumed would not equal the run that never stopped"
+_ONE_COPY = "a model of this size needs no sharding: every process holds a whole copy"
+# Settings of `TrainingArguments` that would do nothing here, or harm; any other value than these is refused.
+FIXED = {
+    "load_best_model_at_end": (False, "the model of the last step is the one that is exported"),
+    "label_smoothing_factor": (0.0, _UNUSED),
+    "neftune_noise_alpha": (None, _UNUSED),
+    "prediction_loss_only": (False, _UNUSED),
+    "eval_accumulation_steps": (None, _UNUSED),
+    "batch_eval_metrics": (False, _UNUSED),
+    "label_names": (None, _UNUSED),
+    "use_liger_kernel": (False, _UNUSED),
+    "optim_target_modules": (None, _UNUSED),
+    "train_sampling_strategy": ("random", "packed rows all have one length"),
+    "auto_find_batch_size": (False, _INEXACT),
+    "save_only_model": (False, _INEXACT),
+    "ignore_data_skip": (False, _INEXACT),
+    "enable_jit_checkpoint": (False, _INEXACT),
+    "deepspeed": (None, _ONE_COPY),
+    "fsdp": (None, _ONE_COPY),
+    "parallelism_config": (None, _ONE_COPY),
+}
+
+
+def check_launcher() -> None:
+    """Refuse an accelerate that is set to share one model among processes. Raises `InputError`."""
+    for way in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() in ("true", "1"):
+            raise InputError(f"accelerate is set to use {way}, but {_ONE_COPY}. Start it with --multi_gpu instead.")
+
+
+def check_training_settings(arguments: TrainingArguments, fixed: dict[str, tuple]) -> None:
+    """Refuse settings that would be ignored, and ways of starting that would fail later. Raises `InputError`."""
+    for name, (value, reason) in fixed.items():
+        given = getattr(arguments, name)
+        if given != value and given not in ([], "", {}):
+            raise InputError(f"{name}: expected {value}, got {given}, because {reason}. Leave it out.")
+    if arguments.n_gpu > 1:
+        raise InputError(
+            f"{arguments.n_gpu} GPUs are visible to one process. Start one process for each with `accelerate launch "
+            f"--multi_gpu --num_processes {arguments.n_gpu}`, or use one with the variable CUDA_VISIBLE_DEVICES=0."
+        )
+    if arguments.max_steps == 0 or (arguments.max_steps < 0 and arguments.num_train_epochs <= 0):
+        name = "max_steps" if arguments.max_steps == 0 else "num_train_epochs"
+        raise InputError(f"{name}: expected more than 0, since nothing would be trained.")
+    if arguments.save_strategy == "best":
+        raise InputError("save_strategy: expected no, steps or epoch; `best` would leave nothing to go on from.")
+
+
 @dataclass
 class PretrainingArguments(TrainingArguments):
     """`TrainingArguments` with the paper's numbers (table 6, small) as defaults, and what exact resume needs."""
@@ -136,7 +206,13 @@ class PretrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.tf32 is None and is_torch_tf32_available():
             self.tf32 = True  # for matrix products that stay in fp32
+        check_launcher()
         super().__post_init__()
+        check_training_settings(self, FIXED)
+        if self.optim not in OPTIMIZERS:
+            raise InputError(f"optim: expected one of {', '.join(OPTIMIZERS)}, got {self.optim.value}.")
+        if self.generator_only_steps < 0:
+            raise InputError(f"generator_only_steps: expected 0 or more, got {self.generator_only_steps}.")
         # A batch goes to the device while that computes; otherwise every copy would wait for the step before it.
         self.accelerator_config.non_blocking = torch.cuda.is_available()
         if self.hub_token is not None:

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from transformers import TrainerCallback
 
-from electra_hf.recipe import STOP_SIGNALS
+from electra_hf.recipe import STOP_SIGNALS, stop_signals
 
 _END_OF_WATCH = signal.SIGUSR2  # sent to one thread, never to the process
 SECONDS_OF_ONE_SIGNAL = 2.0  # torchrun's agent and `tini -g` both pass the same signal on, moments apart
@@ -45,10 +45,10 @@ def _wait_for_parents_signal():
 
 
 class CleanStop(TrainerCallback):
-    """Ends training after a complete checkpoint on SIGTERM, SIGINT or after `max_train_hours`; no evaluation follows.
+    """Ends training after a complete checkpoint: on SIGTERM, SIGINT, SIGHUP, or after `max_train_hours`.
 
-    The signal of one process stops all of them at the same step. An evaluation is broken off. A second signal, more
-    than `SECONDS_OF_ONE_SIGNAL` after the first, ends the process at once.
+    No evaluation follows. The signal of one process stops all of them at the same step. An evaluation is broken off. A
+    second signal, more than `SECONDS_OF_ONE_SIGNAL` after the first, ends the process at once.
     """
 
     def __init__(self, max_train_hours: float | None = None):
@@ -59,17 +59,18 @@ class CleanStop(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.start = time.monotonic()
         # For a thread that was there before, and may be handed the signal.
-        self._handlers = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        self._signals = stop_signals()
+        self._handlers = {number: signal.signal(number, self._receive) for number in self._signals}
         # What this thread blocks, all threads and processes block that it starts: the workers of the data loader, and
         # a compiler. So a signal to the whole group breaks off no step. The watcher answers at once, also while this
         # thread is inside of a long call.
-        signal.pthread_sigmask(signal.SIG_BLOCK, (*STOP_SIGNALS, _END_OF_WATCH))
+        signal.pthread_sigmask(signal.SIG_BLOCK, (*self._signals, _END_OF_WATCH))
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [_END_OF_WATCH])
 
     def _watch(self):
-        while (number := signal.sigwait((*STOP_SIGNALS, _END_OF_WATCH))) != _END_OF_WATCH:
+        while (number := signal.sigwait((*self._signals, _END_OF_WATCH))) != _END_OF_WATCH:
             self._receive(number, None)
 
     def _receive(self, number, frame):
@@ -117,9 +118,9 @@ class CleanStop(TrainerCallback):
         self._decide(args, state)
         for number, handler in self._handlers.items():
             signal.signal(number, handler or signal.SIG_DFL)  # None: set by another language, and not to be had again
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
 
-    def exit_if_stopped(self):
-        """After training: leave with 143 or 130 after a signal, with 0 after the limit; nothing may follow."""
+    def exit_if_stopped(self) -> None:
+        """After training: leave with 143, 130 or 129 after a signal, with 0 after the limit; nothing may follow."""
         if self.is_stopping:
             sys.exit(128 + self.signal if self.signal else 0)

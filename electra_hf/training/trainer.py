@@ -1,12 +1,14 @@
 """`ElectraTrainer`: the Hugging Face Trainer with a log, an evaluation and a learning rate that fit the pair."""
 
 import logging
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import TrainerState
@@ -16,6 +18,7 @@ from electra_hf.errors import InputError
 from electra_hf.model.cpu import keep_freed_memory
 from electra_hf.model.flops import flops_per_token
 from electra_hf.model.metrics import PretrainingMetrics, diagnose
+from electra_hf.model.modeling import ElectraForPretraining
 from electra_hf.text.packing import collate_rows
 from electra_hf.training.checkpoints import (
     clear_way,
@@ -51,11 +54,15 @@ class _TwoStages(TrainerCallback):
         model.generator_only = state.global_step < args.generator_only_steps
         if args.generator_only_steps and state.global_step == args.generator_only_steps:
             model.initialize_discriminator()
-            # Adam has averaged zeros for it so far: its first steps would be many times too long.
-            shared = {id(parameter) for parameter in model.generator.parameters()}
-            for parameter in model.discriminator.parameters():
-                if id(parameter) not in shared:
-                    optimizer.state.pop(parameter, None)
+            # What Adam averaged for it in a checkpoint of the first version would make its first steps too long.
+            for parameter in resting_parameters(model):
+                optimizer.state.pop(parameter, None)
+
+
+def resting_parameters(model: ElectraForPretraining) -> list[nn.Parameter]:
+    """The parameters that do not learn while the generator learns alone: all but the generator's."""
+    learning = {id(parameter) for parameter in model.generator.parameters()}
+    return [parameter for parameter in model.parameters() if id(parameter) not in learning]
 
 
 class _Resume(TrainerCallback):
@@ -106,7 +113,7 @@ class ElectraTrainer(Trainer):
         if resume_from_checkpoint is True:  # the Trainer's way to say: the newest
             resume_from_checkpoint = find_last_checkpoint(self.args.output_dir)
         self._resumed_from = resume_from_checkpoint
-        self.check_checkpoint(resume_from_checkpoint)
+        self.check_start(resume_from_checkpoint)
         if self.is_world_process_zero():
             step = int(Path(resume_from_checkpoint).name.rpartition("-")[2]) if resume_from_checkpoint else 0
             clear_way(self.args.output_dir, step)
@@ -124,10 +131,23 @@ class ElectraTrainer(Trainer):
         if self.args.device.type == "cpu":
             keep_freed_memory()
         self._start = time.perf_counter()
-        return super().train(resume_from_checkpoint, **kwargs)
+        output = super().train(resume_from_checkpoint, **kwargs)
+        self.check_finite()  # a log or a checkpoint may not have come since the numbers broke
+        return output
 
-    def check_checkpoint(self, checkpoint: str | Path | None) -> None:
-        """Refuse a checkpoint of another run, before anything is written. Raises `InputError` with the difference."""
+    def check_start(self, checkpoint: str | Path | None) -> None:
+        """Refuse, before anything is written, what this run cannot do: stages that would never end, or another run's
+        checkpoint. Raises `InputError`."""
+        *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
+        for name, steps in (
+            ("warmup_steps", self.args.get_warmup_steps(max_steps)),
+            ("generator_only_steps", self.args.generator_only_steps),
+        ):
+            if steps and steps >= max_steps:
+                raise InputError(
+                    f"{name}: {steps} of {max_steps} steps in all would leave none after them. Give fewer"
+                    + (", or a share of all steps such as 0.1." if name == "warmup_steps" else ".")
+                )
         if checkpoint:
             check_same_run(checkpoint, describe_run(self))
 
@@ -172,8 +192,17 @@ class ElectraTrainer(Trainer):
         """Called between clipping and the optimizer's step: a non-finite gradient must not reach the weights."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
         is_broken = (~torch.isfinite(torch.as_tensor(grad_norm, device=self.args.device))).float()
-        # The fused AdamW looks at this tensor on the device and leaves weights and state alone: nothing waits.
-        self.optimizer.optimizer.found_inf = is_broken
+        optimizer = self.optimizer.optimizer
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            # Fused optimizers look at this tensor on the device and leave weights and state alone: nothing waits.
+            optimizer.found_inf = is_broken
+        elif is_broken.item():
+            # Every other one passes over a parameter without a gradient. To know it, this waits for the device.
+            optimizer.zero_grad(set_to_none=True)
+        if self.model.generator_only:
+            # Their gradients are zero, there for DistributedDataParallel; weight decay would still shrink them.
+            for parameter in resting_parameters(self.accelerator.unwrap_model(self.model)):
+                parameter.grad = None
         self._skipped_steps += is_broken
         self._skipped_in_a_row = (self._skipped_in_a_row + 1) * is_broken
         return grad_norm
@@ -182,11 +211,29 @@ class ElectraTrainer(Trainer):
         skipped, in_a_row = int(self._skipped_steps), int(self._skipped_in_a_row)
         if in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise FloatingPointError(
-                f"The last {in_a_row} steps had a loss or gradient that is not finite; none changed the weights. "
-                "The last checkpoint in output_dir is good. Start afresh with a lower learning_rate or more "
-                "warmup_steps."
+                f"The last {in_a_row} steps had a loss or gradient that is not finite. {self._where_to_go_on()}"
             )
         return {"skipped_steps": skipped} if skipped else {}
+
+    def _where_to_go_on(self):
+        return (
+            "Complete checkpoints in output_dir hold finite numbers only. Start afresh with a lower learning_rate or "
+            "more warmup_steps."
+        )
+
+    def check_finite(self) -> None:
+        """Raise `FloatingPointError` where a weight, or what the optimizer keeps of one, is not finite."""
+        self._check_skipped_steps()
+        tensors = [*self.model.parameters()]
+        if self.optimizer is not None:
+            states = self.optimizer.optimizer.state.values()
+            tensors += [value for state in states for value in state.values() if torch.is_tensor(value)]
+        broken = torch.stack([~torch.isfinite(tensor).all() for tensor in tensors]).sum()
+        if broken:
+            raise FloatingPointError(
+                f"At step {self.state.global_step} {int(broken)} tensors of the weights or the optimizer are not "
+                f"finite. {self._where_to_go_on()}"
+            )
 
     def _training_metrics_since_last_log(self):
         """Runs on every process, as `log` does."""
@@ -254,6 +301,8 @@ class ElectraTrainer(Trainer):
         values["loss"] = config.generator_weight * values.get(
             "generator_loss", 0.0
         ) + config.discriminator_weight * values.get("discriminator_loss", 0.0)
+        if not math.isfinite(values["loss"]):
+            raise FloatingPointError(f"The held-out loss is {values['loss']}. {self._where_to_go_on()}")
         self._warn(diagnose(values))
         return EvalLoopOutput(
             predictions=None,
@@ -273,6 +322,7 @@ class ElectraTrainer(Trainer):
     def _save_checkpoint(self, model, trial):
         """Save as the Trainer does, then seal in another thread; only a sealed checkpoint lets an older one go."""
         self._wait_for_seal()
+        self.check_finite()  # before anything is written: a broken checkpoint must not rotate a good one away
         self.accelerator.wait_for_everyone()
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if is_sealed(folder):  # this step's own: `clear_way` has moved every other
@@ -308,6 +358,7 @@ class ElectraTrainer(Trainer):
             "last_logged": torch.tensor(self._globalstep_last_logged),
             "metrics": self._train_metrics.sums,
             "histograms": self._train_metrics.histograms,
+            "center": self._train_metrics.center,
             "skipped": self._skipped_steps,
             "skipped_in_a_row": self._skipped_in_a_row,
             "seconds": torch.tensor(self._seconds_before + time.perf_counter() - self._start),
@@ -320,7 +371,9 @@ class ElectraTrainer(Trainer):
             return
         sums = {name: tensor.to(self.args.device) for name, tensor in load_file(file).items()}
         self._tr_loss, self._globalstep_last_logged = sums["loss"], int(sums["last_logged"])
-        self._train_metrics.sums, self._train_metrics.histograms = sums["metrics"], sums["histograms"]
+        if "center" in sums:  # else of the first version, whose histograms had other bins
+            metrics = self._train_metrics
+            metrics.sums, metrics.histograms, metrics.center = sums["metrics"], sums["histograms"], sums["center"]
         self._skipped_steps, self._skipped_in_a_row = sums["skipped"], sums["skipped_in_a_row"]
         self._seconds_before = float(sums.get("seconds", 0.0))
         self._total_loss_scalar = float(sums.get("logged_loss", 0.0))

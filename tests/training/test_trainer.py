@@ -15,6 +15,7 @@ from electra_hf import ElectraTrainer
 from electra_hf.errors import InputError
 from electra_hf.training.checkpoints import find_damage, find_last_checkpoint, sorted_checkpoints
 from electra_hf.training.stopping import CleanStop
+from electra_hf.training.trainer import resting_parameters
 
 LOGGED = (
     "loss generator_loss discriminator_loss generator_accuracy rtd_accuracy rtd_majority_baseline rtd_auc "
@@ -105,28 +106,35 @@ def test_batch_and_accumulation_trade_against_each_other_without_changing_the_re
 
 def test_in_two_stages_the_generator_learns_alone_and_the_discriminator_starts_from_it(make_trainer, tiny_model):
     same_width = {"hidden_size": 16, "num_attention_heads": 2}
-    trainer = make_trainer(tiny_model(generator=same_width), max_steps=3, generator_only_steps=3, logging_steps=1)
-    head = trainer.model.discriminator.discriminator_predictions.dense.weight
-    before = head.detach().clone()
-    trainer.train()
-    assert not [log for log in trainer.state.log_history if "rtd_auc" in log or "discriminator_loss" in log]
-    assert [log["loss"] for log in trainer.state.log_history if "loss" in log] == pytest.approx(
-        [log["generator_loss"] for log in trainer.state.log_history if "generator_loss" in log], rel=1e-5
-    )
-    torch.testing.assert_close(head, before, rtol=1e-2, atol=1e-4)  # weight decay alone
-
-    trainer.model.initialize_discriminator()
-    generator, discriminator = trainer.model.generator.electra, trainer.model.discriminator.electra
-    assert torch.equal(
-        generator.encoder.layer[0].attention.self.query.weight,
-        discriminator.encoder.layer[0].attention.self.query.weight,
-    )
-
     trainer = make_trainer(tiny_model(generator=same_width), max_steps=4, generator_only_steps=3, logging_steps=1)
+    model = trainer.model
+    resting = {id(parameter): parameter.detach().clone() for parameter in resting_parameters(model)}
+    at_the_switch = {}
+
+    class AtTheSwitch(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                at_the_switch.update({id(parameter): parameter.detach().clone() for parameter in model.parameters()})
+                query = model.discriminator.electra.encoder.layer[0].attention.self.query.weight
+                copied.append(torch.equal(query, model.generator.electra.encoder.layer[0].attention.self.query.weight))
+
+        def on_step_end(self, args, state, control, optimizer, **kwargs):
+            if state.global_step == 3:
+                assert not any(parameter in optimizer.state for parameter in resting_parameters(model))
+
+    copied = []
+    trainer.add_callback(AtTheSwitch())
     trainer.train()
+    first = [log for log in trainer.state.log_history if "loss" in log][:3]
+    assert not [log for log in first if "rtd_auc" in log or "discriminator_loss" in log]
+    assert [log["loss"] for log in first] == pytest.approx([log["generator_loss"] for log in first], rel=1e-5)
+    # The head has rested: no gradient, no weight decay. The layer has been copied from the generator at the switch.
+    head = model.discriminator.discriminator_predictions.dense.weight
+    assert torch.equal(at_the_switch[id(head)], resting[id(head)])
+    assert copied == [True]
     states = trainer.optimizer.state
-    assert states[trainer.model.discriminator.discriminator_predictions.dense.weight]["step"] == 1
-    assert states[trainer.model.generator.generator_lm_head.bias]["step"] == 4
+    assert states[head]["step"] == 1
+    assert states[model.generator.generator_lm_head.bias]["step"] == 4
     assert [log["step"] for log in trainer.state.log_history if "rtd_auc" in log] == [4]
 
 
