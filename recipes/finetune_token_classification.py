@@ -25,6 +25,7 @@ from electra_hf.tasks.finetuning import (
     longest_window,
     summarise_runs,
 )
+from electra_hf.tasks.spans import recognise_scheme, score_each_type
 from electra_hf.tasks.tagging import (
     TaggingArguments,
     count_unknown_labels,
@@ -49,6 +50,8 @@ def main(encoder_args, data_args, card_args, training_args):
         labels = list_labels(train, data_args.labels_file)
     words, gold = [sentence.words for sentence in test], [sentence.tags for sentence in test]
     unknown_labels = count_unknown_labels(test, labels)
+    scheme = recognise_scheme(train, data_args.tag_scheme)
+    recognise_scheme(test, scheme or "none")  # the test has to be in the same one
 
     # Windows: the first sub-token of a word carries its label, and every word is scored once
     config = load_config(encoder_args.model_name_or_path, labels)
@@ -77,21 +80,23 @@ def main(encoder_args, data_args, card_args, training_args):
         loss = float(losses[output.label_ids != IGNORED].mean())
         if not math.isfinite(loss):
             raise FloatingPointError(f"seed {seed}: the loss is {loss}. Lower learning_rate, or warm up for longer.")
-        runs.append({"eval_loss": loss} | compute_tagging_scores(predicted, gold))
+        runs.append({"eval_loss": loss} | compute_tagging_scores(predicted, gold, scheme))
         if training_args.should_save:  # on the first process alone
             if len(training_args.seeds) > 1:
                 write_json(runs[-1], Path(trainer.args.output_dir) / "metrics.json")
             if len(runs) == 1:
+                types = score_each_type(predicted, gold, scheme) if scheme else None
                 trainer.model.save_pretrained(output_dir)
                 save_tokenizer(tokenizer, output_dir)
                 write_predictions(words, gold, predicted, output_dir / "predictions.tsv")
                 draw_confusion(predicted, gold, output_dir / "confusion.png")
 
     # Report: the saved model's scores, mean and sd over the seeds, and what needs no network at all
-    baseline = compute_tagging_scores(tag_most_frequently(train, test), gold)
+    baseline = compute_tagging_scores(tag_most_frequently(train, test), gold, scheme)
     metrics = summarise_runs(runs) | {
         "baseline_most_frequent_tag_accuracy": baseline["eval_accuracy"],
         "baseline_most_frequent_tag_macro_f1": baseline["eval_macro_f1"],
+        "baseline_most_frequent_tag_f1": baseline["eval_f1"],
         "train_sentences": len(train),
         "test_sentences": len(test),
         "test_words": sum(map(len, words)),
@@ -103,7 +108,7 @@ def main(encoder_args, data_args, card_args, training_args):
         print(format_scores(metrics, unknown_labels))
 
         # Card, and the Hub where it is asked for: whatever happens there, the results are on disk
-        fill_tagger_card(output_dir, push.tagger, **asdict(card_args))
+        fill_tagger_card(output_dir, push.tagger, scheme=scheme, types=types, **asdict(card_args))
         push_results({output_dir: push.tagger}, push)
 
 

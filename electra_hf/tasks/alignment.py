@@ -22,6 +22,7 @@ def encode_words(sentences: list, tokenizer) -> Iterator[list[list[int]]]:
         add_special_tokens=False,
         return_attention_mask=False,
         return_token_type_ids=False,
+        split_special_tokens=True,  # a word "[SEP]" in a text about BERT is a word
         verbose=False,  # no warning about long sentences: they are cut into windows
     )
     for index, sentence in enumerate(sentences):

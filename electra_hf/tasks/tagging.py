@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from typing import Literal
 
 import datasets
 import xxhash
@@ -29,6 +30,10 @@ class TaggingArguments:
     label_column: str = field(default="upos", metadata={"help": "Its column with lists of tags."})
     test_share: float = field(
         default=0.1, metadata={"help": "Share of sentences held out when there is no test part, by content hash."}
+    )
+    tag_scheme: Literal["auto", "none", "iob1", "iob2", "iobes", "bilou"] = field(
+        default="auto",
+        metadata={"help": "How tags write spans: iob1, iob2, iobes, bilou; none: bare tags; auto: look at them."},
     )
     max_length: int | None = field(
         default=None, metadata={"help": "Longest window in tokens, [CLS] and [SEP] included (default: the model's)."}

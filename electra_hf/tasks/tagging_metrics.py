@@ -10,8 +10,9 @@ import datasets
 import evaluate
 from seqeval.metrics import f1_score, precision_score, recall_score
 from seqeval.metrics.v1 import precision_recall_fscore_support
-from seqeval.scheme import IOB2
 from sklearn import metrics
+
+from electra_hf.tasks.spans import SCHEMES, find_misfits
 
 _FEATURES = datasets.Features(
     {
@@ -49,19 +50,19 @@ class TokenScores(_TagMetric):
 
 
 class SpanScores(_TagMetric):
-    """Precision, recall and F1 by seqeval in strict IOB2.
+    """Precision, recall and F1 of spans, by seqeval in strict reading: a span counts if borders and type are right.
 
-    Tags that are IOB already (O, B-…, I-…) are read as they are: a span counts if its borders and its type are right.
-    Bare tags are not spans; with B- before each, every word is a span of its own and the three scores equal accuracy.
+    `scheme` is one of `spans.SCHEMES`. Bare tags (None) are no spans; with B- before each, every word is a span of its
+    own, and the three scores equal accuracy.
     """
 
-    def _compute(self, predictions, references):
-        if not is_iob(references + predictions):
+    def _compute(self, predictions, references, scheme=None):
+        if scheme is None:
             predictions, references = (
                 [[f"B-{tag}" for tag in row] for row in rows] for rows in (predictions, references)
             )
         precision, recall, f1, _ = precision_recall_fscore_support(
-            references, predictions, average="micro", scheme=IOB2, zero_division=0
+            references, predictions, average="micro", scheme=SCHEMES[scheme or "iob2"], zero_division=0
         )
         return {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
 
@@ -82,20 +83,23 @@ class ArticleSeqeval(_TagMetric):
             }
 
 
-def is_iob(rows: list[list[str]]) -> bool:
-    """Whether the tags are IOB, every one O or with the prefix B- or I-, rather than bare."""
-    return all(re.match(r"O$|[BI]-.", tag) for row in rows for tag in row)
-
-
-def compute_tagging_scores(predictions: list[list[str]], references: list[list[str]]) -> dict[str, float]:
+def compute_tagging_scores(
+    predictions: list[list[str]], references: list[list[str]], scheme: str | None = None
+) -> dict[str, float]:
     """Every score of predicted and gold tags (a list per sentence), by its name in metrics.json.
 
     Headline: `eval_accuracy` and `eval_macro_f1`; then `eval_precision`, `eval_recall`, `eval_f1` of `SpanScores`, and
-    `article_seqeval_precision`, `_recall`, `_f1`.
+    `article_seqeval_precision`, `_recall`, `_f1`. With a `scheme`, `eval_misfit_share` is the share of predicted tags
+    that do not fit it: they make no span, and nothing repairs them.
     """
-    scores = evaluate.combine([metric(keep_in_memory=True) for metric in (TokenScores, SpanScores, ArticleSeqeval)])
-    scores = scores.compute(predictions=predictions, references=references)
-    return {name if name.startswith("article_") else f"eval_{name}": value for name, value in scores.items()}
+    rows = {"predictions": predictions, "references": references}
+    scores = TokenScores(keep_in_memory=True).compute(**rows)
+    scores |= SpanScores(keep_in_memory=True).compute(**rows, scheme=scheme)
+    if scheme:
+        misfits = sum(len(find_misfits(tags, scheme)) for tags in predictions)
+        scores["misfit_share"] = misfits / max(1, sum(map(len, predictions)))
+    article = ArticleSeqeval(keep_in_memory=True).compute(**rows)
+    return {f"eval_{name}": value for name, value in scores.items()} | article
 
 
 def format_scores(metrics: dict[str, float], unknown_labels: Counter) -> str:
@@ -103,12 +107,15 @@ def format_scores(metrics: dict[str, float], unknown_labels: Counter) -> str:
     rows = [
         ("accuracy", "eval_accuracy"),
         ("macro-F1", "eval_macro_f1"),
-        ("F1, strict IOB2", "eval_f1"),
+        ("F1 of spans" if "eval_misfit_share" in metrics else "F1, each word a span", "eval_f1"),
+        ("share of tags that fit no span", "eval_misfit_share"),
         ("F1, the article's way", "article_seqeval_f1"),
         ("accuracy of each word's most frequent tag", "baseline_most_frequent_tag_accuracy"),
     ]
     lines = [f"{metrics['test_words']} words in {metrics['test_sentences']} test sentences"]
     for title, key in rows:
+        if key not in metrics:
+            continue
         spread = (
             f"   over the seeds {metrics[f'{key}_mean']:.4f} ± {metrics[f'{key}_sd']:.4f}"
             if f"{key}_sd" in metrics
