@@ -277,9 +277,14 @@ def normalise_texts(batch: dict[str, list[str]]) -> dict[str, list]:
 
     For `Dataset.map(normalise_texts, batched=True)` as well.
     """
+    cleaned = [clean_characters(text) for text in batch["text"]]
     return {
-        "text": [clean_characters(text) for text in batch["text"]],
-        "control_characters": [len(CONTROL_CHARACTERS.findall(text)) for text in batch["text"]],
+        "text": cleaned,
+        # What is clean holds none, and most texts are clean as they come.
+        "control_characters": [
+            0 if text == before else len(CONTROL_CHARACTERS.findall(before))
+            for text, before in zip(cleaned, batch["text"], strict=True)
+        ],
     }
 
 
