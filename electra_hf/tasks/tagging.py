@@ -1,14 +1,24 @@
 """What a tagger learns from: tagged sentences of files or a Hub dataset, their labels, and a baseline."""
 
+import logging
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Literal
 
 import datasets
+import pyarrow as pa
 import xxhash
 
 from electra_hf.errors import InputError
+from electra_hf.text.columns import load_hub_dataset, require_column
+from electra_hf.text.names import refuse_blank_settings
 from electra_hf.text.tagged_text import TaggedSentence, read_labels, read_tagged_sentences
+
+logger = logging.getLogger(__name__)
+
+# How datasets say that a word has no label. "_" also tags the multiword ranges of Universal Dependencies, whose words
+# follow one by one. Any negative number is none as well: -1 is a ClassLabel's, -100 PyTorch's.
+NO_LABEL = {None, "", "_", "-1", "-100"}
 
 
 @dataclass
@@ -39,6 +49,9 @@ class TaggingArguments:
         default=None, metadata={"help": "Longest window in tokens, [CLS] and [SEP] included (default: the model's)."}
     )
 
+    def __post_init__(self) -> None:
+        refuse_blank_settings(self)
+
 
 def load_tagged_sentences(arguments: TaggingArguments) -> tuple[list[TaggedSentence], list[TaggedSentence]]:
     """The training and the test sentences. Raises `InputError`."""
@@ -52,7 +65,9 @@ def load_tagged_sentences(arguments: TaggingArguments) -> tuple[list[TaggedSente
     return split_by_content(train, arguments.test_share) if test is None else (train, test)
 
 
-def split_by_content(sentences: list[TaggedSentence], test_share: float):
+def split_by_content(
+    sentences: list[TaggedSentence], test_share: float
+) -> tuple[list[TaggedSentence], list[TaggedSentence]]:
     """Hold out a share of the sentences by a hash of their words: equal sentences never stand on both sides."""
     if not 0 < test_share < 1:
         raise InputError(f"test_share: expected a share between 0 and 1, got {test_share}.")
@@ -69,38 +84,84 @@ def split_by_content(sentences: list[TaggedSentence], test_share: float):
 
 
 def _load_dataset(arguments):
-    name, config = arguments.dataset_name, arguments.dataset_config_name
-    try:
-        parts = datasets.load_dataset(name, config)
-    except (OSError, ValueError) as error:  # what datasets raises for an unknown name or configuration
-        raise InputError(f"dataset_name {name}: {error}") from None
+    name = arguments.dataset_name
+    parts = load_hub_dataset(name, name=arguments.dataset_config_name)
     if "train" not in parts:
         raise InputError(f"dataset_name {name}: expected a split 'train', found {', '.join(parts)}.")
-    train = _read_dataset(parts["train"], f"{name}[train]", arguments.text_column, arguments.label_column)
-    if "test" not in parts:
-        return train, None
-    return train, _read_dataset(parts["test"], f"{name}[test]", arguments.text_column, arguments.label_column)
+    train, test = (
+        _read_dataset(parts[split], f"{name}[{split}]", arguments.text_column, arguments.label_column)
+        if split in parts
+        else None
+        for split in ("train", "test")
+    )
+    return train, test
 
 
 def _read_dataset(dataset, source, text_column, label_column):
-    for key, column in (("text_column", text_column), ("label_column", label_column)):
-        if column not in dataset.column_names:
-            raise InputError(f"{key}: {source} has no column '{column}', only {', '.join(dataset.column_names)}.")
-    labels = getattr(dataset.features[label_column], "feature", None)
-    names = labels.names if isinstance(labels, datasets.ClassLabel) else None
-    sentences = []
-    for row, (words, tags) in enumerate(zip(dataset[text_column], dataset[label_column], strict=True), start=1):
-        if len(words) != len(tags):
-            raise InputError(f"{source}, row {row}: {len(words)} words but {len(tags)} tags.")
-        tags = [names[tag] for tag in tags] if names else list(map(str, tags))
-        # "_" tags the multiword ranges of Universal Dependencies, whose words follow one by one.
-        kept = [(word, tag) for word, tag in zip(words, tags, strict=True) if tag != "_"]
-        if kept:
-            words, tags = map(list, zip(*kept, strict=True))
+    """The labelled words of each row; a word without a label is left out, as if it did not stand there."""
+    _require_lists("text_column", text_column, dataset, source)
+    name_of = _label_names(_require_lists("label_column", label_column, dataset, source))
+    sentences, unlabelled = [], 0
+    for row, (words, labels) in enumerate(_rows(dataset, source, text_column, label_column), start=1):
+        place = f"{source}, row {row}"
+        if len(words) != len(labels):
+            raise InputError(f"{place}: {len(words)} words but {len(labels)} tags.")
+        tags = [name_of(label, place) for label in labels]
+        pairs = [(_check_word(word, place), tag) for word, tag in zip(words, tags, strict=True) if tag not in NO_LABEL]
+        unlabelled += len(words) - len(pairs)
+        if pairs:
+            words, tags = map(list, zip(*pairs, strict=True))
             sentences.append(TaggedSentence(words, tags, source, [row] * len(words)))
     if not sentences:
         raise InputError(f"{source} holds no tagged word.")
+    if unlabelled:
+        logger.warning("%s: %s words have no label (none, _, a negative number); left out.", source, unlabelled)
     return sentences
+
+
+def _rows(dataset, source, *columns):
+    """Yield the lists of both columns, row by row; a missing list is an empty one."""
+    try:
+        for batch in dataset.select_columns(list(columns)).with_format(None).iter(1_000):
+            yield from zip(*([row or [] for row in batch[column]] for column in columns), strict=True)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"dataset_name: {source} is damaged ({error}). Make or fetch it again.") from None
+
+
+def _require_lists(key, column, dataset, source):
+    """The feature of the items in a column of lists. Raises `InputError` for another column."""
+    require_column(key, column, dataset.column_names, f"{key}: {source}")
+    feature = dataset.features[column]
+    if not isinstance(feature, (datasets.List, datasets.LargeList)):
+        raise InputError(
+            f"{key}: the column '{column}' of {source} holds {feature}, where a list per sentence is expected, with an "
+            "item per word."
+        )
+    return feature.feature
+
+
+def _label_names(feature):
+    """The function that gives the name of a label in a column with this feature."""
+    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
+
+    def name_of(label, place):
+        if label is None or (isinstance(label, int) and label < 0):
+            return None
+        if names and isinstance(label, int):
+            if label >= len(names):
+                raise InputError(f"{place}: the label {label} is not one of the {len(names)} from 0 on.")
+            return names[label]
+        if not isinstance(label, (str, int)):
+            raise InputError(f"{place}: expected a label as text or number, found a {type(label).__name__}.")
+        return str(label)
+
+    return name_of
+
+
+def _check_word(word, place):
+    if not isinstance(word, str):
+        raise InputError(f"{place}: expected words as text, found a {type(word).__name__}.")
+    return word
 
 
 def list_labels(train: list[TaggedSentence], labels_file: str | None = None) -> list[str]:

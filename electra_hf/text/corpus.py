@@ -5,43 +5,50 @@ Arrow files. One pass, and not a chain of `Dataset.map`: each of those would wri
 back through a memory map, whose pages count as memory of the process (DESIGN: memory stays flat).
 """
 
-import json
 import logging
-import os
 import re
-import shutil
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import xxhash
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import DatasetDict
 from datasets.utils import tqdm
-from filelock import FileLock
 
 from electra_hf.errors import InputError
-from electra_hf.text.readers import decode, read_dataset, read_lines, read_sentences
-from electra_hf.text.sources import TAGGED_SUFFIXES, Source, default_cache, find_sources, open_texts
+from electra_hf.files import digest, read_json, write_json
+from electra_hf.text.characters import clean_characters
+from electra_hf.text.columns import load_hub_dataset
+from electra_hf.text.exclusion import TaggedSentences
+from electra_hf.text.fingerprint import TextFingerprint, fingerprint_of, fingerprint_texts
+from electra_hf.text.names import TAGGED_SUFFIXES, inner_suffix, is_sentences, refuse_blank_settings
+from electra_hf.text.prepared import cache_folder, prepared_folder, read_arrow, refusals_of_the_disk
+from electra_hf.text.readers import read_dataset, read_sentences
+from electra_hf.text.sources import find_sources
 
 logger = logging.getLogger(__name__)
 
-PREPARATION = 1  # raise it when this file prepares the same corpus differently: prepared ones are then not used again
-COUNTS = ("read", "empty", "undecodable", "excluded", "duplicate", "kept", "cut", "control_characters")
+COUNTS = ("read", "empty", "undecodable", "excluded", "duplicate", "kept", "cut", "control_characters", "numbered")
 
 # Control characters (Cc) that are no white space, and the replacement character: a tokenizer must never see them.
 CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufffd]")
+# What decides how a corpus is prepared: an older version's is not used again.
+PREPARATION = [
+    digest(Path(__file__).with_name(f"{name}.py"))
+    for name in ("corpus", "readers", "characters", "exclusion", "tagged_text")
+]
 
 
 @dataclass
 class CorpusArguments:
+    """What raw text there is to learn from, and how it is read."""
+
     corpus_files: list[str] = field(
         default_factory=list,
         metadata={
@@ -67,7 +74,8 @@ class CorpusArguments:
         default=None, metadata={"help": "Downloads and prepared corpora (default: in the cache of datasets)."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        refuse_blank_settings(self)
         if not 0 <= self.test_share < 1:
             raise InputError(f"test_share: expected a share from 0 to below 1, got {self.test_share}.")
         if self.encoding_errors not in ("strict", "replace", "skip"):
@@ -80,103 +88,135 @@ class CorpusArguments:
 class Part:
     """One file, archive or dataset of the corpus: its lines are read when `lines(counts)` is called."""
 
-    name: str
-    version: str  # changes with the content
+    name: str  # stands in the report and nowhere else
+    content: str  # the same for the same content, whatever it is called and wherever it lies
     lines: Callable[[Counter], Iterator[str]]
 
 
 def load_corpus(arguments: CorpusArguments) -> tuple[DatasetDict, dict]:
     """Prepare the corpus, or find it prepared; return {"train", "test"} with one column "text", and the report.
 
-    The report holds, for every source and in all, the counts of `COUNTS`, and sentences and characters of each split.
+    The report holds, for every source and in all, the counts of `COUNTS`; sentences and characters of each split; how
+    many of the tagged sentences of `exclude_files` were found; and `fingerprint`, the identity of all texts, which the
+    two datasets have as well, each its own. These depend on nothing but the content of what is read and the settings:
+    a file may be copied, touched, moved or fetched again. Every input is therefore read at every start (two gigabytes
+    a second), and what was prepared is compared with its manifest (`prepared_folder`).
     Raises `InputError` for whatever is wrong with the input; nothing half-prepared stays on disk.
     """
-    cache = Path(arguments.data_cache_dir or default_cache()).expanduser()
-    try:
+    cache = cache_folder(arguments.data_cache_dir)
+    with refusals_of_the_disk(cache):
         cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"data_cache_dir: cannot make the folder {cache} ({error.strerror}).") from None
     downloads = cache / "downloads"
-    exclude = find_sources(arguments.exclude_files, downloads, TAGGED_SUFFIXES)
+    tagged = find_sources(arguments.exclude_files, downloads, TAGGED_SUFFIXES)
     parts = [_file_part(source, arguments) for source in find_sources(arguments.corpus_files, downloads)]
     if arguments.dataset_name:
         parts.append(_dataset_part(arguments))
 
-    folder = cache / f"corpus-{_fingerprint(parts, exclude, arguments)}"
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            unfinished = folder.with_suffix(".incomplete")
-            shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
-            unfinished.mkdir()
-            try:
-                prepare_corpus(parts, read_excluded(exclude), arguments.test_share, unfinished)
-                os.replace(unfinished, folder)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
-    report = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
-    return DatasetDict(
-        {split: Dataset.from_file(str(folder / f"{split}.arrow")) for split in report["splits"]}
-    ), report
+    def prepare(folder):
+        prepare_corpus(parts, TaggedSentences.of_files(tagged), arguments.test_share, folder)
+
+    folder = prepared_folder(cache, f"corpus-{_identity(parts, tagged, arguments)}", prepare)
+    report = read_json(folder / "corpus.json")
+    for source, part in zip(report["sources"], parts, strict=True):
+        source["name"] = part.name  # as it is called today
+    fingerprints = report.pop("fingerprints")
+    splits = {split: read_arrow(folder / f"{split}.arrow", fingerprints[split]) for split in report["splits"]}
+    return DatasetDict(splits), report
 
 
 def _file_part(source, arguments):
     lines = partial(read_sentences, source, arguments.text_column, arguments.encoding_errors)
-    return Part(source.name, _file_version(source), lines)
+    # The ending says how to read the content.
+    return Part(source.name, f"{_digest(source)} {inner_suffix(source.name)} {is_sentences(source.name)}", lines)
 
 
-def _file_version(source):
-    status = source.path.stat()
-    return f"{source.path.resolve()} {status.st_size} {status.st_mtime_ns}"
+def _digest(source):
+    try:
+        return digest(source.path)
+    except OSError as error:
+        raise InputError(f"{source.name}: cannot be read ({error.strerror}).") from None
 
 
 def _dataset_part(arguments):
-    name = arguments.dataset_name
-    try:
-        dataset = load_dataset(
-            name, arguments.dataset_config_name, split=arguments.dataset_split, revision=arguments.dataset_revision
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(f"dataset_name: {name} cannot be loaded ({error}).") from None
-    return Part(name, dataset._fingerprint, partial(read_dataset, dataset, name, arguments.text_column))
+    name, column = arguments.dataset_name, arguments.text_column
+    split, revision = arguments.dataset_split, arguments.dataset_revision
+    dataset = load_hub_dataset(name, name=arguments.dataset_config_name, split=split, revision=revision)
+    return Part(name, fingerprint_texts(dataset, name, column), partial(read_dataset, dataset, name, column))
 
 
-def _fingerprint(parts, exclude, arguments):
-    versions = [[part.name, part.version] for part in parts], [_file_version(source) for source in exclude]
-    settings = arguments.text_column, arguments.encoding_errors, arguments.test_share, PREPARATION
-    return xxhash.xxh3_64_hexdigest(json.dumps([versions, settings]).encode())
+def _identity(parts, tagged, arguments):
+    contents = (
+        [part.content for part in parts],
+        [f"{_digest(source)} {inner_suffix(source.name)}" for source in tagged],
+    )
+    settings = arguments.text_column, arguments.encoding_errors, arguments.test_share
+    return fingerprint_of(contents, settings, PREPARATION)
 
 
-def prepare_corpus(parts: list[Part], excluded: set[str], test_share: float, folder: Path):
+def prepare_corpus(parts: list[Part], tagged: TaggedSentences, test_share: float, folder: Path) -> None:
     """Write `train.arrow`, `test.arrow` and `corpus.json` to `folder`. Raises `InputError` where nothing is left."""
-    schema, seen = pa.schema({"text": pa.string()}), SeenHashes()
-    sources = []
-    splits = {split: {"sentences": 0, "characters": 0} for split in ("train", "test")}
+    seen, sources = SeenHashes(), []
     with ExitStack() as stack:
-        writers = {
-            split: stack.enter_context(pa.ipc.new_stream(str(folder / f"{split}.arrow"), schema)) for split in splits
-        }
+        splits = {split: stack.enter_context(SplitWriter(folder / f"{split}.arrow")) for split in ("train", "test")}
+        # One bar for all: ten thousand small files would print ten thousand.
+        progress = stack.enter_context(tqdm(desc=f"preparing {len(parts)} sources", unit=" sentences"))
         for part in parts:
             counts = Counter()
             sources.append((part.name, counts))
-            with tqdm(desc=f"preparing {Path(part.name).name}", unit=" sentences") as progress:
-                for texts in _batches(part.lines(counts)):
-                    progress.update(len(texts))
-                    batch = clean_batch({"text": texts}, excluded, seen, counts)
-                    for split, sentences in split_batch(batch, test_share).items():
-                        writers[split].write_table(pa.table({"text": sentences}, schema))
-                        splits[split]["sentences"] += len(sentences)
-                        splits[split]["characters"] += sum(map(len, sentences))
-            if not counts["read"]:
-                logger.warning("%s is empty and was left out.", part.name)
-    total = sum((counts for _, counts in sources), Counter())
+            for texts in _batches(part.lines(counts)):
+                progress.update(len(texts))
+                batch = clean_batch({"text": texts}, tagged, seen, counts)
+                for split, sentences in split_batch(batch, test_share).items():
+                    splits[split].write(sentences)
+    _warn_of_empty([name for name, counts in sources if not counts["read"]])
+    fingerprints = {split: writer.fingerprint.hexdigest() for split, writer in splits.items()}
     report = {
         "sources": [{"name": name} | _all_counts(counts) for name, counts in sources],
-        "total": _all_counts(total),
-        "splits": splits,
+        "total": _all_counts(sum((counts for _, counts in sources), Counter())),
+        "splits": {split: writer.size for split, writer in splits.items()},
         "test_share": test_share,
+        "excluded_sentences": tagged.number,
+        "excluded_sentences_found": tagged.number_found,
+        "fingerprint": fingerprint_of(fingerprints),
+        "fingerprints": fingerprints,
     }
     _check_not_empty(report)
-    (folder / "corpus.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / "corpus.json", report)
+
+
+class SplitWriter:
+    """Writes the texts of one split to an Arrow file, and counts them."""
+
+    def __init__(self, path: Path):
+        self.size = {"sentences": 0, "characters": 0}
+        self.fingerprint = TextFingerprint()
+        self._schema = pa.schema({"text": pa.string()})
+        self._path = path
+
+    def __enter__(self) -> "SplitWriter":
+        self._file = pa.OSFile(str(self._path), "wb")
+        self._writer = pa.ipc.new_stream(self._file, self._schema)
+        return self
+
+    def __exit__(self, error, *_) -> None:
+        if error is None:
+            self._writer.close()  # writes the end of the stream; after a full disk that would fail once more
+        self._file.close()
+
+    def write(self, texts: list[str]) -> None:
+        """Append the texts."""
+        column = pa.array(texts, pa.string())
+        self._writer.write_table(pa.table({"text": column}, self._schema))
+        self.fingerprint.update(column.cast(pa.large_binary()))
+        self.size["sentences"] += len(texts)
+        self.size["characters"] += sum(map(len, texts))
+
+
+def _warn_of_empty(names):
+    if names:
+        others = f" and {len(names) - 3} others" if len(names) > 3 else ""
+        are = "is" if len(names) == 1 else "are"
+        logger.warning("%s%s %s empty and left out.", ", ".join(names[:3]), others, are)
 
 
 def _all_counts(counts):
@@ -207,13 +247,18 @@ def _batches(texts, most_sentences=10_000, most_characters=4 << 20):
         yield batch
 
 
-def clean_batch(batch: dict, excluded: set[str], seen: "SeenHashes", counts: Counter) -> dict:
-    """Normalise, and drop what is empty, excluded or a duplicate of an earlier sentence; `counts` says how many."""
+def clean_batch(
+    batch: dict[str, list[str]], tagged: TaggedSentences, seen: "SeenHashes", counts: Counter
+) -> dict[str, list[str] | np.ndarray]:
+    """Normalise, and drop what is empty, holds a tagged sentence or came before; `counts` says how many.
+
+    Returns the texts that are left, and their hashes (N,) uint64.
+    """
     batch = normalise_texts(batch)
     counts["control_characters"] += sum(batch["control_characters"])
     texts = _keep(batch["text"], bool, "empty", counts)
-    if excluded:
-        texts = _keep(texts, lambda text: sentence_key(text) not in excluded, "excluded", counts)
+    if tagged.number:
+        texts = _keep(texts, lambda text: not tagged.find(text), "excluded", counts)
     hashes = hash_texts({"text": texts})["hash"]
     is_new = seen.add(hashes)
     counts["kept"] += int(is_new.sum())
@@ -227,19 +272,23 @@ def _keep(texts, is_wanted, reason, counts):
     return kept
 
 
-def normalise_texts(batch: dict) -> dict:
-    """Control characters to spaces (counted per text), Unicode form NFC, runs of white space to one space.
+def normalise_texts(batch: dict[str, list[str]]) -> dict[str, list]:
+    """Clean each text of layout (`characters.clean_characters`), and count its control characters.
 
     For `Dataset.map(normalise_texts, batched=True)` as well.
     """
-    spaced = [CONTROL_CHARACTERS.subn(" ", text) for text in batch["text"]]
+    cleaned = [clean_characters(text) for text in batch["text"]]
     return {
-        "text": [" ".join(unicodedata.normalize("NFC", text).split()) for text, _ in spaced],
-        "control_characters": [count for _, count in spaced],
+        "text": cleaned,
+        # What is clean holds none, and most texts are clean as they come.
+        "control_characters": [
+            0 if text == before else len(CONTROL_CHARACTERS.findall(before))
+            for text, before in zip(cleaned, batch["text"], strict=True)
+        ],
     }
 
 
-def hash_texts(batch: dict) -> dict:
+def hash_texts(batch: dict[str, list[str]]) -> dict[str, np.ndarray]:
     """The 64-bit XXH3 of each text in UTF-8, an array of uint64.
 
     Two of a billion different sentences meet with a probability of 3 %; one of them would be lost as a duplicate.
@@ -248,7 +297,7 @@ def hash_texts(batch: dict) -> dict:
     return {"hash": np.fromiter(hashes, dtype=np.uint64, count=len(batch["text"]))}
 
 
-def split_batch(batch: dict, test_share: float) -> dict[str, list[str]]:
+def split_batch(batch: dict[str, list[str] | np.ndarray], test_share: float) -> dict[str, list[str]]:
     """Part the texts by their own hash: no text is on both sides, and none moves when the corpus grows."""
     is_test = batch["hash"] < np.uint64(test_share * 2**64)
     pairs = list(zip(batch["text"], is_test, strict=True))
@@ -281,51 +330,6 @@ class SeenHashes:
         return is_first
 
 
-def read_excluded(sources: list[Source]) -> set[str]:
-    """The keys of all sentences of tagged files, for comparison with running text. Raises `InputError`."""
-    keys = set()
-    for source in sources:
-        for name, stream in open_texts(source):
-            counts = Counter()
-            lines = decode(read_lines(stream, counts), name, "strict", counts)
-            sentences = groupby(lines, key=lambda line: bool(line.strip()))
-            keys |= {sentence_key(" ".join(_words(list(rows)))) for is_text, rows in sentences if is_text}
-    return keys - {""}  # a sentence of punctuation alone is not worth telling apart
-
-
-def _words(lines):
-    """The words of one tagged sentence as they stand in running text: first column, or FORM in CoNLL-U."""
-    rows = [line.split("\t") for line in lines]
-    rows = [row for row in rows if len(row) == 10]  # leaves the comments of CoNLL-U out
-    if not rows:
-        return [re.split(r"[ \t]", line.strip(), maxsplit=1)[0] for line in lines]
-    words, covered = [], 0
-    for index, form, *_ in rows:
-        first, _, last = index.partition("-")
-        # "3-4 du" stands for the words 3 and 4, "de le"; "8.1" is an empty node, which no text shows.
-        if last:
-            covered = int(last)
-        if last or (first.isdecimal() and int(first) > covered):
-            words.append(form)
-    return words
-
-
-class _Spelling(dict):
-    """A table for `str.translate` that drops all but letters, marks and digits, filled as characters turn up."""
-
-    def __missing__(self, code):
-        self[code] = code if unicodedata.category(chr(code))[0] in "LMN" else None
-        return self[code]
-
-
-_SPELLING = _Spelling()
-
-
-def sentence_key(text: str) -> str:
-    """What is left of a sentence when spaces, punctuation and case are: equal for running and for tokenised text."""
-    return unicodedata.normalize("NFC", text).translate(_SPELLING).casefold()
-
-
 def format_report(report: dict) -> str:
     """The report as a short table, one line per source, and one line per split."""
     columns = [name for name in COUNTS if name in ("read", "kept") or report["total"][name]]
@@ -340,4 +344,7 @@ def format_report(report: dict) -> str:
         f"{split}: {size['sentences']:,} sentences, {size['characters']:,} characters"
         for split, size in report["splits"].items()
     ]
+    if report["excluded_sentences"]:
+        found, number = report["excluded_sentences_found"], report["excluded_sentences"]
+        lines.append(f"exclude_files: {found:,} of {number:,} tagged sentences were found in the corpus and left out")
     return "\n".join(lines)

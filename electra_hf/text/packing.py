@@ -1,23 +1,34 @@
 """Texts to rows of exactly L token ids, written once, memory-mapped, and fetched a batch at a time."""
 
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset, Features, List, Value
-from datasets.fingerprint import Hasher
-from tokenizers import Tokenizer
+from datasets.utils import tqdm
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from electra_hf.errors import InputError
+from electra_hf.files import digest
+from electra_hf.text.columns import text_batches
+from electra_hf.text.fingerprint import fingerprint_of, fingerprint_texts
+from electra_hf.text.prepared import cache_folder, prepared_folder, read_arrow
+
+ROWS = "rows.arrow"
 
 
-def pack_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> "PackedRows":
-    """Turn the "text" column into rows of exactly `max_length` ids, cached by text, tokenizer and length.
+def pack_dataset(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, data_cache_dir: str | Path | None = None
+) -> "PackedRows":
+    """Turn the "text" column into rows of exactly `max_length` ids, kept in the data cache and found again there.
 
-    Ids are uint16, or uint32 where the vocabulary needs it. Raises `InputError` where the texts together do not fill
-    one row.
+    What is found belongs to the same texts, tokenizer and length, wherever they came from, and is compared with its
+    manifest (`prepared_folder`). Ids are uint16, or uint32 where the vocabulary needs it. `data_cache_dir`: default in
+    the cache of datasets. Raises `InputError` where the texts together do not fill one row, or the disk refuses.
     """
     if max_length < 3:
         raise InputError(f"max_length: expected at least 3, [CLS] and [SEP] included, got {max_length}.")
@@ -25,36 +36,73 @@ def pack_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_lengt
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
-    dtype = "uint16" if len(tokenizer) <= 2**16 else "uint32"
     settings = {
         "cls_token_id": tokenizer.cls_token_id,
         "sep_token_id": tokenizer.sep_token_id,
         "max_length": max_length,
-        "dtype": dtype,
+        "dtype": "uint16" if len(tokenizer) <= 2**16 else "uint32",
     }
-    # Left alone, datasets hashes an imported function by its name: rows packed by an older version would be found.
-    source = Path(__file__).read_text(encoding="utf-8")
-    fingerprint = Hasher.hash([dataset._fingerprint, backend.to_str(), settings, source])
-    rows = dataset.map(
-        pack_texts,
-        fn_kwargs={"tokenizer": backend, **settings},
-        batched=True,
-        batch_size=10_000,
-        writer_batch_size=100_000,  # one chunk of the table per batch
-        remove_columns=dataset.column_names,
-        features=Features({"input_ids": List(Value(dtype), length=max_length)}),
-        new_fingerprint=fingerprint,
-        desc=f"Packing rows of {max_length} ids",
-    )
-    if len(rows) == 0:
+
+    def prepare(folder):
+        _write_rows(folder / ROWS, dataset, backend, len(tokenizer), settings)
+
+    texts = fingerprint_texts(dataset, "The dataset")
+    # With this file in it, so that rows packed by an older version are not used again.
+    identity = fingerprint_of(texts, backend.to_str(), len(tokenizer), settings, digest(__file__))
+    folder = prepared_folder(cache_folder(data_cache_dir), f"rows-{identity}", prepare)
+    return PackedRows(read_arrow(folder / ROWS, identity))
+
+
+def _write_rows(path, dataset, backend, vocab_size, settings):
+    max_length = settings["max_length"]
+    schema = Features({"input_ids": List(Value(settings["dtype"]), length=max_length)}).arrow_schema
+    number = 0
+    with pa.OSFile(str(path), "wb") as file, tqdm(desc=f"packing rows of {max_length} ids", unit=" texts") as progress:
+        writer = pa.ipc.new_stream(file, schema)
+        for texts in _texts(dataset):
+            rows = _pack_checked(texts, backend, vocab_size, settings)
+            if len(rows):  # one chunk of the table per batch
+                column = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), max_length)
+                writer.write_table(pa.table([column], schema))
+            number += len(rows)
+            progress.update(len(texts))
+        writer.close()  # not where something was raised: on a full disk the end of the stream would fail once more
+    if not number:
         raise InputError(
             f"The {len(dataset)} texts together do not fill one row of max_length {max_length}. "
             "Give more text (a larger test_share, if these are the ones held out), or choose a smaller max_length."
         )
-    return PackedRows(rows)
 
 
-def pack_texts(batch, tokenizer, cls_token_id, sep_token_id, max_length, dtype):
+def _texts(dataset):
+    """The texts in lists of `BATCH`, however the table is cut: no row reaches over the border of two."""
+    for texts in text_batches(dataset, "The dataset", "text"):
+        yield [text or "" for text in texts.cast(pa.large_string()).to_pylist()]
+
+
+def _pack_checked(texts, backend, vocab_size, settings):
+    """Rows (N, L) of one batch. Raises `InputError` at an id that the vocabulary does not have: no model takes it."""
+    try:
+        rows = pack_texts({"text": texts}, backend, **settings)["input_ids"]
+        largest = int(rows.max(initial=0))
+    except OverflowError:
+        largest = 2**16
+    if largest >= vocab_size:
+        raise InputError(
+            f"The tokenizer has {vocab_size} entries, but gives ids up to {largest} or beyond: its vocabulary has gaps. "
+            "Number it without gaps, or take another tokenizer."
+        )
+    return rows
+
+
+def pack_texts(
+    batch: dict[str, list[str]],
+    tokenizer: Tokenizer,
+    cls_token_id: int,
+    sep_token_id: int,
+    max_length: int,
+    dtype: str,
+) -> dict[str, np.ndarray]:
     """Pack a batch of texts into rows `[CLS] text [SEP] text [SEP] … [SEP]`, a `datasets.map` function.
 
     As in the original ELECTRA, [CLS] and [SEP] frame a row and [SEP] parts its texts; but a row holds as many texts as
@@ -72,7 +120,7 @@ def pack_texts(batch, tokenizer, cls_token_id, sep_token_id, max_length, dtype):
     return {"input_ids": rows}
 
 
-def _encode(texts, tokenizer):
+def _encode(texts: list[str], tokenizer: Tokenizer) -> Iterator[Encoding]:
     for start in range(0, len(texts), 1_000):  # an encoding is large: a whole batch of documents would not fit
         yield from tokenizer.encode_batch_fast(texts[start : start + 1_000], add_special_tokens=False)
 
@@ -109,7 +157,7 @@ class PackedRows(torch.utils.data.Dataset):
         self._first_rows = np.cumsum([0] + [len(chunk) for chunk in self._chunks])
 
     @classmethod
-    def from_array(cls, rows) -> "PackedRows":
+    def from_array(cls, rows: np.ndarray | list[list[int]]) -> "PackedRows":
         """Rows in memory, from integers (rows, L)."""
         rows = np.asarray(rows)
         features = Features({"input_ids": List(Value(str(rows.dtype)), length=rows.shape[1])})
@@ -144,7 +192,7 @@ class PackedRows(torch.utils.data.Dataset):
         return torch.from_numpy(batch)
 
 
-def check_rows(rows: PackedRows, batch_size: int):
+def check_rows(rows: PackedRows, batch_size: int) -> None:
     """Raise `InputError` where there are fewer rows than one batch over all processes takes: nothing would train."""
     if len(rows) < batch_size:
         raise InputError(

@@ -10,51 +10,57 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from itertools import chain, islice
+from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
 from electra_hf.errors import InputError
-from electra_hf.text.sources import TAGGED_SUFFIXES, Source, default_cache, find_sources, inner_name, open_texts
+from electra_hf.text.columns import require_column, text_batches, texts_of_tables
+from electra_hf.text.names import TAGGED_SUFFIXES, inner_suffix, is_sentences
+from electra_hf.text.prepared import cache_folder
+from electra_hf.text.sources import Source, find_sources, open_texts
 
 # A line longer than this is cut, at a blank where there is one: ten thousand words are no sentence.
 LONGEST_LINE = 1 << 16  # bytes
 LONGEST_RECORD = 1 << 26  # bytes: a line of JSON or CSV, which cannot be cut
 CHUNK = 1 << 18  # bytes
+LINES_TO_JUDGE = 1_000  # of a file, to see whether its lines are numbered
 
 
 def read_sentences(source: Source, text_column: str, encoding_errors: str, counts: Counter) -> Iterator[str]:
     """Yield every line of a file or archive as text, decoded but not yet normalised.
 
-    `encoding_errors`: strict | replace | skip. `counts` gains "read", "undecodable" and "cut". Raises `InputError`.
+    `encoding_errors`: strict | replace | skip. `counts` gains "read", "undecodable", "cut" and "numbered". Raises
+    `InputError`.
     """
     for name, stream in open_texts(source):
-        lines = _split(_read_texts(name, stream, text_column, counts), counts)
-        texts = decode(lines, name, encoding_errors, counts)
-        yield from _drop_index(texts) if inner_name(name).endswith("-sentences.txt") else texts
+        read = _record_reader(name, stream)
+        records = read(name, stream, text_column) if read else read_lines(stream, counts)
+        texts = decode(_split(records, counts), name, encoding_errors, counts)
+        yield from texts if read else _drop_numbers(texts, is_sentences(name), counts)
 
 
 def read_dataset(dataset: Dataset, name: str, text_column: str, counts: Counter) -> Iterator[str]:
     """Yield every line of a `datasets.Dataset` as `read_sentences` does for a file. Raises `InputError`."""
-    _require(text_column, dataset.column_names, name)
-    tables = dataset.select_columns(text_column).with_format("arrow").iter(1000)
-    return decode(_split(_texts_of_tables(tables, name, text_column), counts), name, "strict", counts)
+    records = _number(text_batches(dataset, name, text_column))
+    return decode(_split(records, counts), name, "strict", counts)
 
 
-def _read_texts(name, stream, text_column, counts):
-    suffix = PurePosixPath(inner_name(name)).suffix
+def _record_reader(name, stream):
+    """The reader for a file that holds records, or None for lines of text."""
     if stream.peek(4)[:4] == b"PAR1":
-        return _read_parquet(name, stream, text_column)
-    if suffix in (".json", ".jsonl", ".ndjson"):
-        return _read_json_lines(name, stream, text_column)
-    if suffix in (".csv", ".tsv"):
-        return _read_csv(name, stream, text_column, is_tab_separated=suffix == ".tsv")
-    return read_lines(stream, counts)
+        return _read_parquet
+    return {
+        **dict.fromkeys((".json", ".jsonl", ".ndjson"), _read_json_lines),
+        **dict.fromkeys((".csv", ".tsv"), _read_csv),
+    }.get(inner_suffix(name))
 
 
-def read_lines(stream, counts: Counter) -> Iterator[tuple[int, bytes]]:
+def read_lines(stream: BinaryIO, counts: Counter) -> Iterator[tuple[int, bytes]]:
     r"""Yield (number, line) for lines ended by \n, \r\n or \r; a very long line comes in pieces of one number."""
     number, pending = 1, b""
     while chunk := stream.read(CHUNK):
@@ -89,8 +95,10 @@ def _split(texts, counts):
     """One sentence per line, also where a record is a whole document, and none beyond the limit."""
     for number, text in texts:
         for line in text.splitlines() or [b""]:
-            for piece in cut(line, counts):
-                yield number, piece
+            if len(line) <= LONGEST_LINE:  # nearly all: a generator for each would cost a twentieth of the whole
+                yield number, line
+            else:
+                yield from ((number, piece) for piece in cut(line, counts))
 
 
 def _read_records(name, stream):
@@ -99,11 +107,6 @@ def _read_records(name, stream):
         if len(line) > LONGEST_RECORD:
             raise InputError(f"{name}, line {number}: longer than {LONGEST_RECORD >> 20} MB. Give the text as .txt.")
         yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-
-
-def _require(text_column, columns, place):
-    if text_column not in columns:
-        raise InputError(f"{place}: no column {text_column!r}, only {', '.join(columns)}. Set text_column.")
 
 
 def _read_json_lines(name, stream, text_column):
@@ -117,23 +120,23 @@ def _read_json_lines(name, stream, text_column):
             raise InputError(f"{name}, line {number}: not one JSON object per line ({error}).") from None
         if not isinstance(record, dict):
             raise InputError(f"{name}, line {number}: a JSON {type(record).__name__} where an object is expected.")
-        _require(text_column, record, f"{name}, line {number}")
+        require_column("text_column", text_column, record, f"{name}, line {number}")
         text = record[text_column]
         if not isinstance(text, (str, type(None))):
             raise InputError(f"{name}, line {number}: {text_column!r} is not text but {type(text).__name__}.")
         yield number, (text or "").encode(errors="surrogatepass")
 
 
-def _read_csv(name, stream, text_column, is_tab_separated):
+def _read_csv(name, stream, text_column):
     csv.field_size_limit(LONGEST_RECORD)  # a setting of the whole process; csv has no other
     # In a .tsv a quotation mark is text, as in the files of GLUE and UD; in a .csv it holds a field together.
-    style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tab_separated else {"strict": True}
+    style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if inner_suffix(name) == ".tsv" else {"strict": True}
     rows = csv.reader((line.decode(errors="surrogateescape") for _, line in _read_records(name, stream)), **style)
     try:
         header = next(rows, None)
         if header is None:
             return
-        _require(text_column, header, name)
+        require_column("text_column", text_column, header, name)
         column = header.index(text_column)
         for row in rows:
             if row and len(row) <= column:
@@ -155,24 +158,16 @@ def _read_parquet(name, stream, text_column):
         stream.seek(0)
         try:
             parquet = pq.ParquetFile(stream)
-            _require(text_column, parquet.schema_arrow.names, name)
-            yield from _texts_of_tables(parquet.iter_batches(1000, columns=[text_column]), name, text_column)
+            require_column("text_column", text_column, parquet.schema_arrow.names, name)
+            tables = parquet.iter_batches(1000, columns=[text_column])
+            yield from _number(texts_of_tables(tables, name, text_column))
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{name}: not a whole Parquet file ({error}).") from None
 
 
-def _texts_of_tables(tables, name, text_column):
-    number = 0
-    for table in tables:
-        column = table[text_column]
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-            raise InputError(f"{name}: the column {text_column!r} is not text but {column.type}.")
-        # As bytes: Arrow does not look whether its strings are UTF-8.
-        for text in column.cast(pa.large_binary()).to_pylist():
-            number += 1
-            yield number, text or b""
+def _number(batches):
+    """Yield (number, text) for arrays of texts, a missing one as an empty one."""
+    return enumerate((text or b"" for texts in batches for text in texts.to_pylist()), start=1)
 
 
 def read_files(name: str | Path) -> Iterator[tuple[str, list[str]]]:
@@ -180,11 +175,16 @@ def read_files(name: str | Path) -> Iterator[tuple[str, list[str]]]:
 
     The lines have no line ends. Raises `InputError`.
     """
-    for source in find_sources([str(name)], default_cache() / "downloads", TAGGED_SUFFIXES):
-        for text_name, stream in open_texts(source):
-            counts = Counter()
-            lines = decode(read_lines(stream, counts), text_name, "strict", counts)
-            yield text_name, [line.rstrip("\r\n") for line in lines]
+    for source in find_sources([str(name)], cache_folder() / "downloads", TAGGED_SUFFIXES):
+        yield from read_source_files(source)
+
+
+def read_source_files(source: Source) -> Iterator[tuple[str, list[str]]]:
+    """Yield (name, lines) of every text in one file or archive, as `read_files` does. Raises `InputError`."""
+    for name, stream in open_texts(source):
+        counts = Counter()
+        lines = decode(read_lines(stream, counts), name, "strict", counts)
+        yield name, [line.rstrip("\r\n") for line in lines]
 
 
 def decode(lines: Iterable[tuple[int, bytes]], name: str, encoding_errors: str, counts: Counter) -> Iterator[str]:
@@ -208,7 +208,33 @@ def decode(lines: Iterable[tuple[int, bytes]], name: str, encoding_errors: str, 
         yield text.removeprefix("\ufeff") if number == 1 else text
 
 
-def _drop_index(texts):
+def _drop_numbers(texts, is_leipzig, counts):
+    """Take the numbers away where lines are numbered; counts["numbered"] says of how many lines."""
+    start = list(islice(texts, LINES_TO_JUDGE))
+    texts = chain(start, texts)
+    return _without_numbers(texts, counts) if is_leipzig or are_numbered(start) else texts
+
+
+def are_numbered(lines: list[str]) -> bool:
+    """Whether 49 of 50 lines, and two at least, are a number, a tab and a text, with numbers that rise."""
+    numbers = [int(number) for number in map(_number_of, lines) if number]
+    rising = sum(low < high for low, high in zip(numbers, numbers[1:], strict=False)) + 1
+    return len(numbers) > 1 and min(len(numbers), rising) >= 0.98 * sum(map(bool, map(str.strip, lines)))
+
+
+def _number_of(line):
+    number, tab, _ = line.partition("\t")
+    number = number.strip()
+    # A longer one is no line number, and int() would refuse one of thousands of digits.
+    return number if tab and number.isdecimal() and len(number) < 19 else ""
+
+
+def _without_numbers(texts, counts):
+    numbered = 0
     for text in texts:
-        index, tab, sentence = text.partition("\t")
-        yield sentence if tab and index.strip().isdecimal() else text
+        number, tab, rest = text.partition("\t")
+        if tab and number.strip().isdecimal():
+            numbered += 1
+            text = rest
+        yield text
+    counts["numbered"] += numbered

@@ -10,180 +10,137 @@ import gzip
 import io
 import lzma
 import os
-import re
+import stat
 import tarfile
-import time
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
 
 import pyarrow as pa
-import xxhash
-from datasets import config
-from datasets.utils import tqdm
-from filelock import FileLock
-from huggingface_hub import get_session
-from huggingface_hub.errors import HTTPError
 
 from electra_hf.errors import InputError
-
-TEXT_SUFFIXES = {".txt", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".tar", ".tgz", ".tbz2", ".txz"}
-TAGGED_SUFFIXES = {".txt", ".conll", ".conllu", ".tsv"}
-COMPRESSION_SUFFIXES = {".gz", ".bz2", ".xz", ".zst"}
+from electra_hf.text.downloads import asks_for_html, download_all, is_address, looks_like_html, public_name
+from electra_hf.text.names import TEXT_SUFFIXES, inner_suffix, is_sentences, is_text, printable
 
 # Text compresses 3 to 10 times, the dullest log some 100 times; a bomb more than 1,000 times.
 LARGEST_RATIO = 200
 ALWAYS_ALLOWED = 64 << 20  # bytes: below this no ratio does harm
 
-TIMEOUT = 30  # seconds without an answer
-MOST_FAILURES = 5  # in a row without one byte more
-# Or a server may send a .gz as a "gzip-encoded" text, whose length and offsets mean something else.
-PLAIN_BYTES = {"Accept-Encoding": "identity"}
-
 
 @dataclass(frozen=True)
 class Source:
+    """A file of text on this machine."""
+
     name: str  # as the user knows it, without the secrets that a URL may carry
-    path: Path  # where it lies on this machine
+    path: Path  # where it lies
 
 
-def default_cache() -> Path:
-    """Where downloads and prepared corpora go, unless the user says otherwise: beside the library's own caches."""
-    return Path(config.HF_DATASETS_CACHE) / "electra_hf"
-
-
-def find_sources(names: list[str], download_folder: Path, suffixes=TEXT_SUFFIXES) -> list[Source]:
+def find_sources(names: list[str], download_folder: Path, suffixes: Collection[str] = TEXT_SUFFIXES) -> list[Source]:
     """Every file that the paths, globs, folders and http(s) URLs name, each once. Raises `InputError`.
 
-    `suffixes` are what to look for in a folder; a file that is named itself may have any.
+    `suffixes` are what to look for in a folder; a file that is named itself may have any. All are regular files: a
+    pipe or a device may never end.
     """
+    if not all(name.strip() for name in names):
+        raise InputError("A path is empty. Give one (was a shell variable not set?), or leave it out.")
+    fetched = download_all([name for name in names if is_address(name)], download_folder)
     sources = {}
     for name in names:
-        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name):
-            found = [Source(_public_name(name), download(name, download_folder))]
+        if name in fetched:
+            found = [Source(public_name(name), fetched[name])]
         else:
-            found = [Source(str(path), path) for path in _find_paths(name, suffixes)]
+            found = [Source(printable(str(path)), path) for path in _find_paths(name, suffixes)]
         for source in found:
             sources.setdefault(source.path.resolve(), source)
     return list(sources.values())
 
 
 def _find_paths(name, suffixes):
-    path = Path(name).expanduser()
-    # A path that exists is meant as it stands, also when it has a bracket or a star in it.
-    matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+    try:
+        pattern = os.path.expanduser(name)
+        # A path that exists is meant as it stands, also when it has a bracket or a star in it.
+        matches = [pattern] if os.path.exists(pattern) else sorted(set(_glob(pattern)))
+        paths = []
+        for match in map(Path, matches):
+            paths += _find_in_folder(match, suffixes) if _is_folder(match) else [match]
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # too long, a link to itself, a NUL, what the locale cannot encode
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"{printable(name)}: cannot be looked up ({reason}). Correct the path or glob.") from None
     if not matches:
         raise InputError(
-            f"{name}: there is no such file or folder (seen from {Path.cwd()}). Correct the path or glob."
+            f"{printable(name)}: there is no such file or folder (seen from {Path.cwd()}). Correct the path or glob."
         )
-    paths = []
-    for match in matches:
-        paths += _find_in_folder(match, suffixes) if match.is_dir() else [match]
     return paths
 
 
+def _glob(pattern):
+    """As `glob.glob`, but `**` enters each folder once: two links that lead round would take it for ever."""
+    before, stars, after = pattern.partition("**")
+    if not stars or not (before == "" or before.endswith(os.sep)) or not (after == "" or after.startswith(os.sep)):
+        return glob.glob(pattern)
+    matches = []
+    for start in glob.glob(before or os.curdir):
+        for folder, _ in _walk(start):
+            inside = os.path.relpath(folder, start)
+            if not any(part.startswith(".") for part in inside.split(os.sep) if part != os.curdir):
+                base = glob.escape(os.path.normpath(folder) if before else inside)
+                matches += _glob(os.path.normpath(f"{base}{after or os.sep + '*'}"))
+    return matches
+
+
+def _walk(start):
+    """Yield (folder, names of its files) for a folder and all below it, through links too, each folder once."""
+
+    def refuse(error):
+        raise error
+
+    seen = set()
+    for folder, inner_folders, files in os.walk(start, followlinks=True, onerror=refuse):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            inner_folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        inner_folders.sort()
+        yield folder, files
+
+
+def _is_folder(path):
+    """Whether this is a folder; if not, it is a regular file. Raises `InputError`."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        what = "a link that leads nowhere" if path.is_symlink() else f"cannot be read ({error.strerror})"
+        raise InputError(f"{printable(str(path))}: {what}. Mend or remove it.") from None
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise InputError(
+            f"{printable(str(path))}: neither a file nor a folder, but a pipe, a socket or a device, which may never "
+            "end. Write what it gives into a file, and name that."
+        )
+    return stat.S_ISDIR(mode)
+
+
 def _find_in_folder(folder, suffixes):
+    found = sorted(Path(inside, name) for inside, names in _walk(folder) for name in names if not name.startswith("."))
     by_folder = defaultdict(list)
-    for path in sorted(folder.rglob("*")):
-        suffix = PurePosixPath(inner_name(path.name)).suffix
-        if path.is_file() and suffix in suffixes and not path.name.startswith("."):
+    for path in found:
+        if inner_suffix(path.name) in suffixes and not _is_folder(path):
             by_folder[path.parent].append(path)
     # An unpacked Leipzig corpus has word lists in .txt files beside its sentences.
     paths = []
     for files in by_folder.values():
-        is_leipzig = any(_is_sentences(file.name) for file in files)
-        paths += [file for file in files if not is_leipzig or _is_sentences(file.name) or not _is_text(file.name)]
+        is_leipzig = any(is_sentences(file.name) for file in files)
+        paths += [file for file in files if not is_leipzig or is_sentences(file.name) or not is_text(file.name)]
     if not paths:
         kinds = " ".join(sorted(suffixes))
-        raise InputError(f"{folder}: no corpus file in this folder. Looked for {kinds}, compressed or not.")
+        raise InputError(
+            f"{printable(str(folder))}: no corpus file in this folder. Looked for {kinds}, compressed or not."
+        )
     return paths
-
-
-def inner_name(name: str) -> str:
-    """The name of a file without its compression: corpus.txt for corpus.txt.gz, in lower case."""
-    path = PurePosixPath(name.lower())
-    return str(path.with_suffix("")) if path.suffix in COMPRESSION_SUFFIXES and path.stem != path.suffix else str(path)
-
-
-def _is_sentences(name):
-    return inner_name(name).endswith("-sentences.txt")
-
-
-def _is_text(name):
-    return inner_name(name).endswith(".txt")
-
-
-def download(url: str, folder: Path) -> Path:
-    """Fetch `url` once into `folder`; a download that was cut goes on where it stopped. Raises `InputError`."""
-    name = _public_name(url)
-    path = folder / f"{xxhash.xxh3_64_hexdigest(url.encode())}-{PurePosixPath(urlsplit(url).path).name or 'download'}"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            try:
-                if not path.exists():
-                    _fetch(url, name, path)
-            except (HTTPError, OSError) as error:
-                reason = (str(error).split("\n")[0] or type(error).__name__).replace(url, name)
-                raise InputError(
-                    f"{name}: cannot be fetched ({reason}). Start again to go on where it stopped, "
-                    "or fetch it by hand and give its path."
-                ) from None
-    return path
-
-
-def _fetch(url, name, path):
-    head = get_session().head(url, headers=PLAIN_BYTES, timeout=TIMEOUT)
-    size = int(head.headers.get("Content-Length", 0)) if head.is_success else 0  # 0: not known
-    # The version is in the name of the part: the two halves of a file that changed in between are never joined.
-    version = f"{head.headers.get('ETag')} {head.headers.get('Last-Modified')} {size}"
-    part = path.with_name(f"{path.name}.{xxhash.xxh3_64_hexdigest(version.encode())}.incomplete")
-    failures = 0
-    with (
-        open(part, "ab" if size else "wb") as file,
-        tqdm(desc=f"fetching {path.name[17:]}", total=size or None, unit="B", unit_scale=True) as progress,
-    ):
-        while not size or file.tell() < size:
-            start = file.tell()
-            try:
-                _fetch_rest(url, name, file, progress)
-                break
-            except HTTPError:
-                failures = 0 if file.tell() > start else failures + 1
-                if failures == MOST_FAILURES:
-                    raise
-                time.sleep(1)
-    if size and part.stat().st_size != size:
-        part.unlink()
-        raise OSError(f"{size} bytes were promised, others came")
-    os.replace(part, path)
-
-
-def _fetch_rest(url, name, file, progress):
-    """Append what `file` still lacks, or write it anew where the server does not know ranges."""
-    start = file.tell()
-    headers = PLAIN_BYTES | ({"Range": f"bytes={start}-"} if start else {})
-    with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as response:
-        if not response.is_success:
-            raise InputError(f"{name}: the server answered {response.status_code}. Check the address in a browser.")
-        if response.status_code != 206:  # Partial Content
-            file.seek(0)
-            file.truncate()
-        progress.reset(progress.total)
-        progress.update(file.tell())
-        for chunk in response.iter_raw():
-            progress.update(file.write(chunk))
-
-
-def _public_name(url):
-    parts = urlsplit(url)
-    if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
-        raise InputError(f"{parts.scheme}://{parts.hostname or ''}: only http:// and https:// addresses are fetched.")
-    # A password or a signed query is for the server alone: this name is printed and saved.
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def open_texts(source: Source) -> Iterator[tuple[str, io.BufferedReader]]:
@@ -192,14 +149,10 @@ def open_texts(source: Source) -> Iterator[tuple[str, io.BufferedReader]]:
     Wanted are the `*-sentences.txt` (the layout of the Leipzig corpora), or every `.txt` where there is none. Both the
     file and a member may be compressed; their first bytes tell, not their names. Raises `InputError`.
     """
-    try:
-        raw = open(source.path, "rb")
-    except OSError as error:
-        raise InputError(f"{source.name}: cannot be read ({error.strerror}).") from None
-    with raw:
+    with _open(source) as raw:
         stream = _decompress(raw, raw, source.name)
         if not _is_tar(stream, source):
-            yield source.name, stream
+            yield source.name, _refuse_html(stream, source.name)
             return
         wanted = _wanted_members(stream, source.name)
         # The second time through: only now is it known that every member is harmless, and which ones are sentences.
@@ -207,7 +160,28 @@ def open_texts(source: Source) -> Iterator[tuple[str, io.BufferedReader]]:
         for member, content in _members(_decompress(raw, raw, source.name), source.name):
             if member.name in wanted:
                 name = f"{source.name}: {member.name}"
-                yield name, _decompress(io.BufferedReader(_Guarded(content, raw, name)), raw, name)
+                text = _decompress(io.BufferedReader(_Guarded(content, raw, name)), raw, name)
+                yield name, _refuse_html(text, name)
+
+
+def _open(source):
+    try:
+        if _is_folder(source.path):
+            raise InputError(f"{source.name}: is a folder where a file is expected.")
+        return open(source.path, "rb")
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{source.name}: cannot be read ({getattr(error, 'strerror', error)}).") from None
+
+
+def _refuse_html(stream, name):
+    if looks_like_html(stream.peek(1024)[:1024]) and not asks_for_html(name):
+        raise InputError(
+            f"{name}: is a web page (HTML) and not text. Fetch the file anew, or take the text out of the page. If "
+            "HTML is what you want to learn from, give the file a name that ends in .html."
+        )
+    return stream
 
 
 def _decompress(stream, raw, name):
@@ -268,7 +242,7 @@ class _Member(tarfile.TarInfo):
 
 
 def _is_tar(stream, source):
-    return stream.peek(262)[257:262] == b"ustar" or PurePosixPath(inner_name(source.path.name)).suffix == ".tar"
+    return stream.peek(262)[257:262] == b"ustar" or inner_suffix(source.path.name) == ".tar"
 
 
 def _members(stream, name):
@@ -293,7 +267,7 @@ def _wanted_members(stream, name):
     names = [member.name for member, _ in _members(stream, name)]
     # "._NAME" is what macOS adds: attributes, not text.
     names = [name for name in names if not PurePosixPath(name).name.startswith(".")]
-    wanted = [name for name in names if _is_sentences(name)] or [name for name in names if _is_text(name)]
+    wanted = [name for name in names if is_sentences(name)] or [name for name in names if is_text(name)]
     if not wanted:
         raise InputError(f"{name}: no *-sentences.txt and no .txt among its {len(names)} files.")
     return set(wanted)

@@ -1,12 +1,16 @@
 """Tagged text in files: `word TAG` lines, CoNLL columns and CoNLL-U; and files of labels."""
 
 import re
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from electra_hf.errors import InputError
-from electra_hf.text.readers import read_files
-from electra_hf.text.sources import inner_name
+from electra_hf.text.names import inner_name
+from electra_hf.text.readers import read_files, read_source_files
+from electra_hf.text.sources import Source
 
 
 @dataclass
@@ -17,15 +21,25 @@ class TaggedSentence:
     tags: list[str]
     source: str
     lines: list[int]
+    text: str | None = None  # as running text, where the file says how the words stand together (CoNLL-U)
+
+
+@dataclass
+class _Block:
+    """The lines of one sentence, with their numbers in the file."""
+
+    source: str
+    lines: list[tuple[int, str]]
 
 
 def read_tagged_sentences(name: str | Path) -> list[TaggedSentence]:
     """Read tagged text, local or by URL: CoNLL-U (words and UPOS), else the first column and the last of each line.
 
     A blank line ends a sentence. Columns stand between tabs or, in a line without tabs, spaces; every line has as many
-    as the first. Where that is two, a word may hold spaces. Raises `InputError` with the line.
+    as most have. Where that is two, a word may hold spaces. A first column of running numbers is none of the words,
+    and comments such as `# id 7` before a sentence are left out. Raises `InputError` with the line.
     """
-    sentences = [sentence for source, lines in read_files(name) for sentence in _parse(source, lines)]
+    sentences = [sentence for source, lines in read_files(name) for sentence in _parse(source, lines, need_tags=True)]
     if not sentences:
         raise InputError(
             f"{name} holds no tagged word. Expected lines like `hundo NOUN`, a blank line between sentences."
@@ -33,24 +47,141 @@ def read_tagged_sentences(name: str | Path) -> list[TaggedSentence]:
     return sentences
 
 
-def _parse(source, lines):
+def read_source(source: Source, need_tags: bool = True) -> Iterator[TaggedSentence]:
+    """Yield the sentences of one file or archive; without `need_tags`, words alone are enough. Raises `InputError`."""
+    for name, lines in read_source_files(source):
+        yield from _parse(name, lines, need_tags)
+
+
+def _parse(source, lines, need_tags):
     is_conllu = inner_name(source).endswith(".conllu") or _looks_like_conllu(lines)
-    read_row = _read_conllu_row if is_conllu else _read_columns
-    sentences, rows, num_columns = [], [], None
+    blocks = list(_blocks(source, lines))
+    sentences = (_read_conllu(block, need_tags) for block in blocks) if is_conllu else _read_columns(blocks, need_tags)
+    return [sentence for sentence in sentences if sentence.words]
+
+
+def _blocks(source, lines):
+    block = []
     for number, line in enumerate([*lines, ""], start=1):
-        if not line.strip(" \t"):
-            if rows:
-                numbers, words, tags = zip(*rows, strict=True)
-                sentences.append(TaggedSentence(list(words), list(tags), source, list(numbers)))
-            rows = []
+        if line.strip(" \t"):
+            block.append((number, line))
+        elif block:
+            yield _Block(source, block)
+            block = []
+
+
+def _refuse(source, number, reason) -> NoReturn:
+    raise InputError(f"{source}, line {number}: {reason}")
+
+
+# Columns
+
+
+def _read_columns(blocks, need_tags):
+    """The sentences of a file of columns, whose layout is seen from all of its lines."""
+    tags = {_split(line)[-1] for block in blocks for _, line in block.lines if not line.startswith("#")}
+    blocks = [_Block(block.source, _without_comments(block.lines, tags)) for block in blocks]
+    counts = Counter(len(_split(line)) for block in blocks for _, line in block.lines)
+    # Of equally common numbers the first one counts: the error then names the line that deviates.
+    expected = max(2 if need_tags else 1, counts.most_common(1)[0][0] if counts else 0)
+    rows = [_read_rows(block, expected) for block in blocks]
+    word = 1 if expected > 2 and _are_running_numbers(blocks, rows) else 0
+    for block, columns in zip(blocks, rows, strict=True):
+        lines = [number for number, _ in block.lines]
+        yield TaggedSentence([row[word] for row in columns], [row[-1] for row in columns], block.source, lines)
+
+
+def _split(line):
+    line = line.strip(" \t")
+    return re.split(r" *\t[ \t]*" if "\t" in line else " +", line)
+
+
+def _without_comments(lines, tags):
+    start = next((index for index, (_, line) in enumerate(lines) if not _is_comment(line, tags)), len(lines))
+    return [(number, line) for number, line in lines[start:] if not line.startswith("-DOCSTART-")]
+
+
+def _is_comment(line, tags):
+    """Whether this is `# id 7 domain=eo` or `#begin document 3`: its last column is a tag of no other word."""
+    return re.match(r"#( |begin |end )", line) is not None and len(line.split()) > 2 and _split(line)[-1] not in tags
+
+
+def _read_rows(block, expected):
+    rows = []
+    for number, line in block.lines:
+        columns = _split(line)
+        if "\t" not in line and expected < 3:  # a word may hold a space: "t. e. SYM"
+            columns = re.split(r" +(?=[^ ]+$)", line.strip()) if expected == 2 else [line.strip()]
+        if len(columns) != expected:
+            reason = (
+                f"expected {expected} columns (the word first, its tag last), found {len(columns)}: {line[:80]!r}."
+            )
+            _refuse(block.source, number, reason)
+        rows.append(columns)
+    return rows
+
+
+def _are_running_numbers(blocks, rows):
+    """Whether the first column numbers the words. Raises `InputError` where it holds nothing but other numbers."""
+    columns = [[row[0] for row in sentence] for sentence in rows]
+    if sum(map(len, columns)) < 2 or not all(_is_number(word) for column in columns for word in column):
+        return False
+    for block, column in zip(blocks, columns, strict=True):
+        for (number, _), before, after in zip(block.lines[1:], column[:-1], column[1:], strict=True):
+            if int(after) != int(before) + 1:
+                reason = f"expected words in the first column, found numbers only, here {after} after {before}."
+                _refuse(block.source, number, f"{reason} Remove the column.")
+    return True
+
+
+def _is_number(word):
+    return word.isdecimal() and len(word) < 10
+
+
+# CoNLL-U
+
+
+def _looks_like_conllu(lines):
+    rows = (line.split("\t") for line in lines if line.strip() and not line.startswith("#"))
+    first = next(rows, [])
+    return len(first) == 10 and re.fullmatch(r"\d+([-.]\d+)?", first[0])
+
+
+def _read_conllu(block, need_tags):
+    sentence = TaggedSentence([], [], block.source, [], "")
+    covered = 0  # the last word of the range before
+    for number, line in block.lines:
+        if line.startswith("#"):
             continue
-        try:
-            word, tag, num_columns = read_row(line, num_columns)
-        except ValueError as error:
-            raise InputError(f"{source}, line {number}: {error}") from None
-        if word is not None:
-            rows.append((number, word, tag))
-    return sentences
+        identifier, form, tag, blank_after = _read_conllu_row(block.source, number, line)
+        first, _, last = identifier.partition("-")
+        # "3-4 du" stands for the words 3 and 4, "de le"; "8.1" is an empty node, which no text shows.
+        if last or (first.isdecimal() and int(first) > covered):
+            sentence.text += form + blank_after
+            covered = int(last or 0) or covered
+        if identifier.isdecimal():
+            if need_tags and tag in ("_", ""):
+                _refuse(block.source, number, f"the word {form!r} has no tag in column 4 (UPOS).")
+            sentence.words.append(form)
+            sentence.tags.append(tag)
+            sentence.lines.append(number)
+    sentence.text = sentence.text.strip()
+    return sentence
+
+
+def _read_conllu_row(source, number, line):
+    columns = line.split("\t")
+    if len(columns) != 10:
+        reason = f"expected the 10 columns of CoNLL-U, parted by tabs, found {len(columns)}: {line[:80]!r}."
+        _refuse(source, number, reason)
+    identifier = columns[0]
+    if not re.fullmatch(r"\d{1,9}([-.]\d{1,9})?", identifier):
+        reason = f"expected a word's number, a range (1-2) or an empty node (1.1) first, found {identifier[:20]!r}."
+        _refuse(source, number, reason)
+    return identifier, columns[1], columns[3], "" if "SpaceAfter=No" in columns[9].split("|") else " "
+
+
+# Labels
 
 
 def read_labels(name: str | Path) -> list[str]:
@@ -67,41 +198,3 @@ def read_labels(name: str | Path) -> list[str]:
     if not labels:
         raise InputError(f"{name} holds no label. Expected one per line.")
     return list(labels)
-
-
-def _read_columns(line, num_columns):
-    line = line.strip(" \t")
-    columns = re.split(r" *\t[ \t]*" if "\t" in line else " +", line)
-    if num_columns == 2 and "\t" not in line:
-        columns = re.split(r" +(?=[^ ]+$)", line)  # a word may hold a space: "t. e. SYM"
-    expected = num_columns or max(2, len(columns))
-    if len(columns) != expected:
-        raise ValueError(
-            f"expected {expected} columns (the word first, its tag last), found {len(columns)}: {line[:80]!r}."
-        )
-    word = None if columns[0] == "-DOCSTART-" else columns[0]  # CoNLL-2003's border between documents
-    return word, columns[-1], expected
-
-
-def _read_conllu_row(line, num_columns):
-    if line.startswith("#"):
-        return None, None, num_columns
-    columns = line.split("\t")
-    if len(columns) != 10:
-        raise ValueError(f"expected the 10 columns of CoNLL-U, parted by tabs, found {len(columns)}: {line[:80]!r}.")
-    identifier, word, tag = columns[0], columns[1], columns[3]
-    if re.fullmatch(r"\d+[-.]\d+", identifier):  # a multiword range such as 1-2, an empty node such as 1.1
-        return None, None, num_columns
-    if not identifier.isdecimal():
-        raise ValueError(
-            f"expected a word's number, a range (1-2) or an empty node (1.1) first, found {identifier!r}."
-        )
-    if tag in ("_", ""):
-        raise ValueError(f"the word {word!r} has no tag in column 4 (UPOS).")
-    return word, tag, num_columns
-
-
-def _looks_like_conllu(lines):
-    rows = (line.split("\t") for line in lines if line.strip() and not line.startswith("#"))
-    first = next(rows, [])
-    return len(first) == 10 and re.fullmatch(r"\d+([-.]\d+)?", first[0])

@@ -20,9 +20,9 @@ from electra_hf.text.corpus import (
     hash_texts,
     load_corpus,
     normalise_texts,
-    sentence_key,
     split_batch,
 )
+from electra_hf.text.exclusion import sentence_key
 
 
 @pytest.fixture

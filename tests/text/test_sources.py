@@ -15,7 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from electra_hf.errors import InputError
-from electra_hf.text.sources import Source, download, find_sources, inner_name, open_texts
+from electra_hf.text.downloads import download
+from electra_hf.text.names import inner_name
+from electra_hf.text.sources import Source, find_sources, open_texts
 
 COMPRESSORS = {
     "gz": gzip.compress,
@@ -275,7 +277,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr("electra_hf.text.sources.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("electra_hf.text.downloads.time.sleep", lambda seconds: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # this server is no network
     server = Server()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
