@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from safetensors import safe_open
 
 from electra_hf.errors import InputError
+from electra_hf.files import write_text
 from electra_hf.publish.hardware import describe_hardware
 
 TEMPLATES = jinja2.PackageLoader("electra_hf.publish")  # its folder templates/, also inside a wheel
@@ -117,7 +118,7 @@ def write_card(folder, template, repo_id=None, **facts):
     facts["metadata"] = _metadata(template, facts).to_yaml()
     environment = jinja2.Environment(loader=TEMPLATES, undefined=_Missing, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(number=_number, count=_count, hours=_hours)
-    path.write_text(environment.get_template(f"{template}.md").render(facts), encoding="utf-8")
+    write_text(path, environment.get_template(f"{template}.md").render(facts))
     return path
 
 
@@ -126,12 +127,16 @@ def is_generated_card(path):
     return Path(path).exists() and _name_in_card(Path(path)) is not None
 
 
-def address_card(folder, repo_id):
-    """Write the repository's name into a generated card, so that its example loads what a reader sees."""
+def address_card(folder: str | Path, repo_id: str) -> None:
+    """Write the repository's name into a generated card, so that its example loads what a reader sees.
+
+    Longer names that begin or end like it, such as the base model's, stay as they are.
+    """
     path = Path(folder) / "README.md"
     old = _name_in_card(path) if path.exists() else None
     if old and old != repo_id:
-        path.write_text(path.read_text(encoding="utf-8").replace(old, repo_id), encoding="utf-8")
+        own_name = rf"(?<![\w./-]){re.escape(old)}(?![\w/-]|\.\w)"
+        write_text(path, re.sub(own_name, lambda _: repo_id, path.read_text(encoding="utf-8")))
 
 
 def _name_in_card(path):

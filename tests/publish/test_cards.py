@@ -18,6 +18,7 @@ from transformers import (
 
 from electra_hf.errors import InputError
 from electra_hf.publish.cards import (
+    MARKER,
     NO_NAME,
     CardArguments,
     address_card,
@@ -297,3 +298,16 @@ def test_what_the_hub_would_refuse_in_a_card_is_told_at_the_start(settings, mess
     with pytest.raises(InputError, match=message):
         CardArguments(**settings)
     CardArguments(language=["eo", "zh-Hant"], license="cc-by-4.0")
+
+
+def test_renaming_a_repository_touches_its_own_name_only(tmp_path):
+    (tmp_path / "README.md").write_text(
+        MARKER.format("me/eo") + "\nbase_model: me/eo-discriminator\nmodel='me/eo' https://hub/me/eo me/eo. "
+        "me/eo.v2 some/me/eo me/eo-pos",
+        encoding="utf-8",
+    )
+    address_card(tmp_path, "me/eo-pos")
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == (
+        MARKER.format("me/eo-pos") + "\nbase_model: me/eo-discriminator\nmodel='me/eo-pos' https://hub/me/eo "
+        "me/eo-pos. me/eo.v2 some/me/eo me/eo-pos"
+    )
