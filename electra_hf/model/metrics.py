@@ -142,20 +142,30 @@ def _area_under_curve(original: Tensor, replaced: Tensor) -> float:
     return (wins / pairs).item() if pairs > 0 else 0.5
 
 
-def diagnose(metrics: dict[str, float]) -> list[str]:
-    """What the numbers say in plain words when the pair does not learn (REFERENCE section 1, the usual failures)."""
-    findings = []
+# What is told when a finding of `diagnose` is over.
+FINDING_IS_OVER = {
+    "no better than the majority": "The discriminator has become better than always giving the more frequent answer.",
+    "generator too good": "The generator is no longer too good: there is enough to detect again.",
+}
+
+
+def diagnose(metrics: dict[str, float]) -> dict[str, str]:
+    """What the numbers say where the pair does not learn (REFERENCE section 1, the usual failures).
+
+    Returns findings in plain words by their kind, one of `FINDING_IS_OVER`.
+    """
+    findings = {}
     auc = metrics.get("rtd_auc", 1.0)
     if auc < 0.6 and metrics["rtd_accuracy"] <= metrics["rtd_majority_baseline"]:
         accuracy, baseline = metrics["rtd_accuracy"], metrics["rtd_majority_baseline"]
-        findings.append(
+        findings["no better than the majority"] = (
             f"The discriminator is no better than always giving the more frequent answer (accuracy {accuracy:.3f}, "
             f"majority {baseline:.3f}; AUC {auc:.2f}, chance 0.50): it would teach a tagger little. Train longer, or "
             "look at the learning rate, the vocabulary and `initializer_range` (recipes/README.md has a table of what "
             "helped)."
         )
     if metrics.get("generator_accuracy", 0.0) > 0.8 or metrics.get("replaced_share", 1.0) < 0.02:
-        findings.append(
+        findings["generator too good"] = (
             f"The generator has become too good: it guesses {metrics['generator_accuracy']:.0%} of the tokens, so "
             f"only {metrics['replaced_share']:.1%} of the row are replaced and little is left to detect. Make the "
             "generator smaller (`generator`), or check the corpus for repeated text."

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, Trainer
 
 from electra_hf.errors import InputError
 from electra_hf.files import read_json, write_json
 from electra_hf.text.run_tokenizer import digest_tokenizer
+
+logger = logging.getLogger(__name__)
 
 RUN = "run.json"
 # A run that differs in one of these does not go on where its checkpoint stopped.
@@ -16,11 +19,14 @@ _SETTINGS = (
     *("seed data_seed world_size generator_only_steps learning_rate warmup_steps lr_scheduler_type optim").split(),
     *("weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm").split(),
 )
+# These may change; the run goes on with the new ones, and says so.
+_MAY_CHANGE = ("bf16", "fp16", "tf32", "torch_compile", "logging_steps", "save_steps", "eval_steps")
+_CHANGED = "changed"
 _NO_SETTINGS = ("transformers_version", "dtype", "architectures", "_name_or_path")  # what a config notes besides
 
 
-def describe_run(trainer) -> dict:
-    """What a run needs to have in common with its checkpoint."""
+def describe_run(trainer: Trainer, max_steps: int) -> dict:
+    """What a run of `max_steps` has in common with its checkpoints, and what may change on the way."""
     settings = {name: getattr(trainer.args, name) for name in _SETTINGS}
     rows = trainer.train_dataset
     digest = hashlib.sha256()
@@ -31,6 +37,11 @@ def describe_run(trainer) -> dict:
         "rows of a step": trainer._tokens_per_step() // rows[0]["input_ids"].shape[0],
         "settings": settings,
         "model": trainer.model.config.to_dict(),
+        _CHANGED: {
+            **{name: getattr(trainer.args, name) for name in _MAY_CHANGE},
+            "device": trainer.args.device.type,
+            "steps in all, and with them the learning rate of each": max_steps,
+        },
     }
     if trainer.processing_class is not None:
         identity["tokenizer"] = digest_tokenizer(trainer.processing_class)
@@ -48,9 +59,14 @@ def check_same_run(checkpoint: str | Path, identity: dict) -> None:
     saved = _flatten(read_json(file)) if file.is_file() else {}
     now = _flatten(json.loads(json.dumps(identity)))
     # A field that only one of them has belongs to another version of a library.
-    differences = [
-        f"{key} was {saved[key]!r}, now {now[key]!r}" for key in saved if saved[key] != now.get(key, saved[key])
-    ]
+    changed = [key for key in saved if saved[key] != now.get(key, saved[key])]
+    told = [key for key in changed if key.startswith(f"{_CHANGED}.")]
+    if told:
+        logger.warning(
+            "The run goes on from %s with other settings than before: %s.",
+            *(checkpoint, "; ".join(f"{key.partition('.')[2]}: {saved[key]!r}, now {now[key]!r}" for key in told)),
+        )
+    differences = [f"{key} was {saved[key]!r}, now {now[key]!r}" for key in changed if key not in told]
     if differences:
         raise InputError(
             f"{checkpoint} belongs to a run with other settings: {'; '.join(differences)}. Restore them to go on "

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
@@ -17,9 +17,9 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from electra_hf.errors import InputError
 from electra_hf.model.cpu import keep_freed_memory
 from electra_hf.model.flops import flops_per_token
-from electra_hf.model.metrics import PretrainingMetrics, diagnose
+from electra_hf.model.metrics import FINDING_IS_OVER, PretrainingMetrics, diagnose
 from electra_hf.model.modeling import ElectraForPretraining
-from electra_hf.text.packing import collate_rows
+from electra_hf.text.packing import PackedRows, collate_rows
 from electra_hf.training.checkpoints import (
     clear_way,
     disk_faults_told,
@@ -74,6 +74,8 @@ class _Resume(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if state.global_step:
             self.trainer._load_sums()
+            # The Trainer would go on with the intervals of the checkpoint, whatever the command says now.
+            state.compute_steps(args, state.max_steps)
 
     def on_train_end(self, args, state, control, **kwargs):
         self.trainer._wait_for_seal()
@@ -101,7 +103,7 @@ class ElectraTrainer(Trainer):
         self.add_callback(_TwoStages())
         self.add_callback(_Resume(self))
         self._train_metrics = PretrainingMetrics(args.device)
-        self._findings = []
+        self._findings = {}  # the kinds that the last log and the last evaluation found
         self._seconds_before = 0.0  # that earlier starts of this run have trained
         self._skipped_steps = torch.zeros((), device=args.device)
         self._skipped_in_a_row = torch.zeros((), device=args.device)
@@ -148,8 +150,15 @@ class ElectraTrainer(Trainer):
                     f"{name}: {steps} of {max_steps} steps in all would leave none after them. Give fewer"
                     + (", or a share of all steps such as 0.1." if name == "warmup_steps" else ".")
                 )
+        rows = self.train_dataset.dataset if isinstance(self.train_dataset, Subset) else self.train_dataset
+        parts = self.args.gradient_accumulation_steps * self.args.world_size
+        if parts > 1 and not isinstance(rows, PackedRows):
+            raise InputError(
+                f"A step of {parts} micro-batches is exact on packed rows alone: padded rows differ in what they "
+                "count. Pack them (electra_hf.pack_dataset), or take gradient_accumulation_steps: 1 on one process."
+            )
         if checkpoint:
-            check_same_run(checkpoint, describe_run(self))
+            check_same_run(checkpoint, describe_run(self, max_steps))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         output = model(**inputs)
@@ -173,7 +182,7 @@ class ElectraTrainer(Trainer):
 
     def _speed(self, seconds):
         """Tokens and tokens per second of the whole run, all its starts together."""
-        tokens = self._tokens_per_step() * self.state.global_step
+        tokens = self._tokens_until(self.state.global_step)
         return {"train_tokens": tokens, "train_tokens_per_second": tokens / seconds if seconds else 0.0}
 
     def floating_point_ops(self, inputs):
@@ -246,21 +255,35 @@ class ElectraTrainer(Trainer):
             metrics["tokens_per_second"] = self._tokens_per_step() * (step - last_step) / (now - last_time)
         self._last_log = (now, step)
         if metrics and step >= self.args.get_warmup_steps(self.state.max_steps):
-            self._warn(diagnose(metrics))
+            self._warn("training", diagnose(metrics))
         return metrics
 
-    def _warn(self, findings):
-        # The same finding at every log would be noise, and a discriminator that does not run yet is no finding.
-        if findings != self._findings and not self.model.generator_only and self.is_world_process_zero():
-            for finding in findings:
-                logger.warning(finding)
-        self._findings = findings
+    def _warn(self, source, findings):
+        """Tell each kind of finding once, and again when it is over. `source`: training or evaluation."""
+        if self.model.generator_only:  # a discriminator that does not run yet is no finding
+            return
+        before = set().union(*self._findings.values())
+        self._findings[source] = set(findings)
+        now = set().union(*self._findings.values())
+        if self.is_world_process_zero():
+            for kind in sorted(now - before):
+                logger.warning(findings[kind])
+            for kind in sorted(before - now):
+                logger.warning(FINDING_IS_OVER[kind])
 
     def _tokens_per_step(self):
         """Tokens of one optimizer step over all processes: packed rows have one length and no padding."""
         row_length = self.train_dataset[0]["input_ids"].shape[0]
         args = self.args
         return args.train_batch_size * args.gradient_accumulation_steps * args.world_size * row_length
+
+    def _tokens_until(self, step):
+        """Tokens of the first `step` steps. The last step of an epoch may have fewer micro-batches than the others."""
+        accumulation = self.args.gradient_accumulation_steps
+        micro_batches = len(self.get_train_dataloader())  # of an epoch
+        epochs, rest = divmod(step, -(-micro_batches // accumulation))
+        read = epochs * micro_batches + min(rest * accumulation, micro_batches)
+        return read * self._tokens_per_step() // accumulation
 
     def get_train_dataloader(self):
         loader = super().get_train_dataloader()
@@ -303,7 +326,7 @@ class ElectraTrainer(Trainer):
         ) + config.discriminator_weight * values.get("discriminator_loss", 0.0)
         if not math.isfinite(values["loss"]):
             raise FloatingPointError(f"The held-out loss is {values['loss']}. {self._where_to_go_on()}")
-        self._warn(diagnose(values))
+        self._warn("evaluation", diagnose(values))
         return EvalLoopOutput(
             predictions=None,
             label_ids=None,
@@ -336,7 +359,7 @@ class ElectraTrainer(Trainer):
                 self.args.save_total_limit = limit
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
-                save_identity(folder, describe_run(self))
+                save_identity(folder, describe_run(self, self.state.max_steps))
                 mark_written(folder)
                 self._sealing = self._sealer.submit(self._seal, folder, limit)
 

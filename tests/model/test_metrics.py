@@ -80,7 +80,7 @@ def test_where_tokens_are_predicted_their_accuracy_stands_in_place_of_detection(
     metrics = PretrainingMetrics("cpu")
     metrics.update(output, is_real)
     assert metrics.compute() == {"discriminator_loss": pytest.approx(0.3), "token_accuracy": pytest.approx(0.8)}
-    assert diagnose(metrics.compute()) == []
+    assert diagnose(metrics.compute()) == {}
 
 
 def test_nothing_counted_gives_no_number():
@@ -99,16 +99,16 @@ def healthy(**changes):
 
 
 def test_a_healthy_pair_gets_no_warning():
-    assert diagnose(healthy()) == []
+    assert diagnose(healthy()) == {}
 
 
 def test_a_discriminator_at_the_majority_is_named():
-    (finding,) = diagnose(healthy(rtd_accuracy=0.9, rtd_auc=0.53))
+    (finding,) = diagnose(healthy(rtd_accuracy=0.9, rtd_auc=0.53)).values()
     assert "no better than always giving the more frequent answer" in finding
 
 
 def test_a_generator_that_leaves_nothing_to_detect_is_named():
-    (finding,) = diagnose(healthy(generator_accuracy=0.9, replaced_share=0.01))
+    (finding,) = diagnose(healthy(generator_accuracy=0.9, replaced_share=0.01)).values()
     assert "too good" in finding
 
 

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from electra_hf import ElectraTrainer
 from electra_hf.errors import InputError
+from electra_hf.model.metrics import diagnose
 from electra_hf.training.checkpoints import find_damage, find_last_checkpoint, sorted_checkpoints
 from electra_hf.training.stopping import CleanStop
 from electra_hf.training.trainer import resting_parameters
@@ -279,3 +280,37 @@ def test_many_such_steps_in_a_row_stop_the_run_with_its_weights_as_they_were(mak
     weights = load_file(find_last_checkpoint(trainer.args.output_dir) / "model.safetensors")
     assert all(torch.isfinite(weight).all() for weight in weights.values())
     assert all(torch.isfinite(weight).all() for weight in trainer.model.state_dict().values())
+
+
+def test_a_finding_is_told_once_and_again_when_it_is_over(make_trainer, caplog):
+    trainer = make_trainer()
+    stuck = {"rtd_auc": 0.5, "rtd_accuracy": 0.9, "rtd_majority_baseline": 0.9}
+    for number in range(20):
+        trainer._warn("training", diagnose(stuck | {"rtd_auc": 0.5 + number / 1000}))
+        trainer._warn("evaluation", diagnose(stuck | {"rtd_auc": 0.51 + number / 1000}))
+    assert len(caplog.messages) == 1 and "no better than always" in caplog.messages[0]
+    for source in ("training", "evaluation"):
+        trainer._warn(source, diagnose(stuck | {"rtd_auc": 0.7}))
+    assert len(caplog.messages) == 2 and "has become better" in caplog.messages[1]
+
+
+def test_tokens_are_those_that_were_read_where_micro_batches_do_not_fill_the_last_step_of_an_epoch(make_trainer):
+    # 40 rows of 16 tokens in micro-batches of 8: five of them, in steps of three and two.
+    trainer = make_trainer(train_rows=40, max_steps=4, gradient_accumulation_steps=3)
+    assert trainer.train().metrics["train_tokens"] == 2 * 40 * 16
+
+
+def test_changed_intervals_and_a_longer_run_are_taken_up_on_resume_and_told(make_trainer, caplog):
+    make_trainer(max_steps=2, save_steps=2, logging_steps=2).train()
+    trainer = make_trainer(max_steps=6, save_steps=2, logging_steps=1)
+    trainer.train(resume_from_checkpoint=True)
+    assert [log["step"] for log in trainer.state.log_history if "loss" in log] == [2, 3, 4, 5, 6]
+    (told,) = [message for message in caplog.messages if "with other settings than before" in message]
+    assert "logging_steps: 2, now 1" in told and "learning rate of each: 2, now 6" in told
+
+
+def test_padded_rows_in_several_micro_batches_are_refused(make_trainer, rows):
+    trainer = make_trainer(gradient_accumulation_steps=2)
+    trainer.train_dataset = [{"input_ids": row} for row in rows(8)]
+    with pytest.raises(InputError, match="exact on packed rows alone"):
+        trainer.check_start(None)
