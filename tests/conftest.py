@@ -1,6 +1,8 @@
 """Small models in memory, no network."""
 
 import os
+import random
+from collections import defaultdict
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,6 +22,24 @@ logging.disable_progress_bar()
 
 VOCAB_SIZE = 40
 LENGTH = 16
+
+
+def pytest_addoption(parser):
+    parser.addoption("--whole-sweeps", action="store_true", help="run every case of the tests marked `sweep`")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Keep a sample of each sweep, the same one at every call."""
+    sweeps = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("sweep") and not config.getoption("--whole-sweeps"):
+            sweeps[item.nodeid.partition("[")[0]].append(item)
+    left_out = set()
+    for cases in sweeps.values():
+        number = min(len(cases), *cases[0].get_closest_marker("sweep").args)
+        left_out |= set(cases) - set(random.Random(0).sample(cases, number))
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture

@@ -3,15 +3,19 @@
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
+from test_resume import assert_equal, load
+from train_until_killed import SAVE, SAVE_STEPS, STEPS, kill_after, kill_at, run
 from transformers import TrainerCallback
 
 from electra_hf.recipe import STOP_SIGNALS, exit_on_signals
@@ -19,14 +23,51 @@ from electra_hf.training.checkpoints import find_damage, find_last_checkpoint, s
 from electra_hf.training.stopping import CleanStop
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run that nothing has killed."""
+    folder = tmp_path_factory.mktemp("never_killed") / "run"
+    assert run(folder) == 0
+    return folder
+
+
+def check_end(folder, whole):
+    """The run has reached its end, equals the one never killed, and never began before what it had saved."""
+    last = f"checkpoint-{STEPS}"
+    assert_equal(load(folder / last), load(whole / last))
+    assert [find_damage(checkpoint) for checkpoint in sorted_checkpoints(folder)] == [None, None]
+    saved, step = 0, 0
+    for line in Path(f"{folder}.progress").read_text().splitlines():
+        event, number = line.split()[0], int(line.split()[1])
+        if event == "begin":
+            assert number >= saved, f"began at {number}, though {saved} was saved"
+            assert step - number <= SAVE_STEPS, f"{step - number} steps were lost"
+        saved = number if event == "saved" else saved
+        step = number
+
+
 @pytest.mark.slow
-def test_killed_at_steps_of_a_save_and_at_random_moments_a_run_ends_as_the_one_never_killed(tmp_path):
-    # A sample; without the two numbers the script kills at every step (`make test-kills`).
-    script = Path(__file__).parents[1] / "train_until_killed.py"
-    command = [sys.executable, str(script), str(tmp_path), "8", "6"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert int(done.stdout.split()[-9]) >= 14
+@pytest.mark.sweep(8)
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(("function", "call"), SAVE)
+def test_a_run_killed_at_a_step_of_a_save_ends_as_the_one_never_killed(whole, tmp_path, function, call, after):
+    folder = tmp_path / "run"
+    assert run(folder, partial(kill_at, function, call, after)) == -signal.SIGKILL
+    assert run(folder) == 0
+    check_end(folder, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.sweep(3)
+@pytest.mark.parametrize("seed", range(48))
+def test_a_run_killed_at_random_moments_ends_as_the_one_never_killed(whole, tmp_path, seed):
+    folder, chance = tmp_path / "run", random.Random(seed)
+    cpu_seconds = float(Path(f"{whole}.cpu_seconds").read_text())
+    kills = [partial(kill_after, chance.uniform(0.01, cpu_seconds)) for _ in range(3)]
+    codes = [run(folder, kill) for kill in kills]
+    assert set(codes) <= {0, -signal.SIGPROF} and -signal.SIGPROF in codes
+    assert run(folder) == 0
+    check_end(folder, whole)
 
 
 @pytest.fixture
