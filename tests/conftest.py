@@ -2,6 +2,10 @@
 
 import os
 import random
+import runpy
+import signal
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -48,6 +52,27 @@ def full_disk():
     if not os.path.exists("/dev/full"):
         pytest.skip("only Linux has /dev/full")
     return "/dev/full"
+
+
+@pytest.fixture
+def run_recipe(monkeypatch, capsys):
+    """Runs a recipe as `python recipes/NAME FLAGS` does, but in this process, which has imported torch already."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.syspath_prepend(TESTS.parent / "recipes")
+
+    def run(name, *flags):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
+        capsys.readouterr()
+        code = 0
+        try:
+            runpy.run_path(str(TESTS.parent / "recipes" / name), run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        return subprocess.CompletedProcess(sys.argv, code, *capsys.readouterr())
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -113,7 +113,8 @@ class Service:
         return done.stdout
 
 
-@pytest.fixture(params=["lfs", "xet"])
+# The upload is what differs; test_hub.py has each step of it in both ways.
+@pytest.fixture(params=[pytest.param("lfs", marks=pytest.mark.sweep(0)), "xet"])
 def service(request, tmp_path):
     service = Service(tmp_path / "service", xet=request.param == "xet")
     yield service

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -97,11 +98,20 @@ def recipe(tmp_path):
     return [str(Path(__file__).parents[2] / "recipes" / "pretrain.py"), *flags], tmp_path / "run"
 
 
-def start(command):
-    """Start it in a process group of its own, as a shell does."""
-    command = [sys.executable, *command]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, **pipes, start_new_session=True)
+@pytest.fixture
+def start():
+    """Starts commands in process groups of their own, as a shell does. What a failed test leaves of them is killed."""
+    processes = []
+
+    def run(command):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        processes.append(subprocess.Popen([sys.executable, *command], **pipes, start_new_session=True))
+        return processes[-1]
+
+    yield run
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait_for_training(process):
@@ -130,7 +140,7 @@ def children(process):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 2), (signal.SIGINT, 0)])
-def test_a_signal_to_the_whole_group_leaves_a_complete_checkpoint_and_its_exit_code(recipe, number, workers):
+def test_a_signal_to_the_whole_group_leaves_a_complete_checkpoint_and_its_exit_code(recipe, number, workers, start):
     command, output_dir = recipe
     process = start([*command, "--dataloader_num_workers", str(workers)])
     wait_for_training(process)
@@ -144,7 +154,7 @@ def test_a_signal_to_the_whole_group_leaves_a_complete_checkpoint_and_its_exit_c
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_group_of_torchrun_leaves_a_complete_checkpoint_of_two_processes_with_workers(recipe):
+def test_a_signal_to_the_group_of_torchrun_leaves_a_complete_checkpoint_of_two_processes_with_workers(recipe, start):
     command, output_dir = recipe
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     process = start([*torchrun, *command, "--dataloader_num_workers", "2"])
@@ -162,7 +172,7 @@ def test_a_signal_to_the_group_of_torchrun_leaves_a_complete_checkpoint_of_two_p
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
-def test_a_signal_to_the_group_of_a_run_that_compiles_leaves_a_complete_checkpoint(monkeypatch, tmp_path):
+def test_a_signal_to_the_group_of_a_run_that_compiles_leaves_a_complete_checkpoint(monkeypatch, tmp_path, start):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     process = start([str(Path(__file__).parents[1] / "train_and_compile.py"), str(tmp_path / "run")])
     while not any(child.name() == "cc1plus" for child in children(process)):
@@ -175,7 +185,7 @@ def test_a_signal_to_the_group_of_a_run_that_compiles_leaves_a_complete_checkpoi
 
 
 @pytest.mark.slow
-def test_no_worker_survives_a_killed_run(recipe):
+def test_no_worker_survives_a_killed_run(recipe, start):
     process = start([*recipe[0], "--dataloader_num_workers", "2"])
     wait_for_training(process)
     workers = children(process)
@@ -196,7 +206,7 @@ def test_a_loader_given_up_half_way_ends_its_workers(make_trainer):
 
 
 @pytest.mark.slow
-def test_a_signal_during_an_evaluation_of_two_processes_breaks_it_off_on_both_and_saves(recipe, monkeypatch):
+def test_a_signal_during_an_evaluation_of_two_processes_breaks_it_off_on_both_and_saves(recipe, monkeypatch, start):
     command, output_dir = recipe
     monkeypatch.setenv("PYTHONUNBUFFERED", "1")  # the log is seen when it is written, and the evaluation follows it
     evaluation = ["--eval_strategy", "steps", "--eval_steps", "5", "--per_device_eval_batch_size", "1"]
@@ -210,7 +220,7 @@ def test_a_signal_during_an_evaluation_of_two_processes_breaks_it_off_on_both_an
 
 
 @pytest.mark.slow
-def test_a_signal_to_torchrun_leaves_a_complete_checkpoint_of_two_processes(recipe):
+def test_a_signal_to_torchrun_leaves_a_complete_checkpoint_of_two_processes(recipe, start):
     command, output_dir = recipe
     process = start(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command])
     wait_for_training(process)
@@ -237,7 +247,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_is_one_message_and_code_2_and_with_more_room_the_command_goes_on(recipe, small_disk):
+def test_a_disk_that_fills_up_is_one_message_and_code_2_and_with_more_room_the_run_goes_on(recipe, small_disk, start):
     command, _ = recipe
     output_dir = small_disk(1000) / "run"
     command += ["--output_dir", str(output_dir), "--max_steps", "30", "--save_steps", "5", "--save_total_limit", "99"]
@@ -256,7 +266,7 @@ def test_a_disk_that_fills_up_is_one_message_and_code_2_and_with_more_room_the_c
 
 
 @pytest.mark.slow
-def test_a_limit_of_hours_leaves_a_complete_checkpoint_and_exit_code_0(recipe):
+def test_a_limit_of_hours_leaves_a_complete_checkpoint_and_exit_code_0(recipe, start):
     command, output_dir = recipe
     process = start([*command, "--max_train_hours", "1e-9"])
     output, _ = process.communicate(timeout=240)
