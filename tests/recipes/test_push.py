@@ -175,6 +175,7 @@ def pretrain(service, folder, seed):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # a dozen processes, one after the other
 def test_the_loop_through_the_recipes(service, tmp_path):
     """Pretrain, push, load, fine-tune from the Hub, push, tag; then a second revision whose push failed at first."""
     done, first = pretrain(service, tmp_path, seed=1)
