@@ -26,9 +26,8 @@ test: install  ## every test, the slow ones included
 test-fast: install  ## the tests that take seconds
 	$(BIN)/python -m pytest -q -m "not slow"
 
-test-kills: install  ## a tiny run killed at every step of a save and at 145 random moments (half an hour)
-	rm -rf outputs/test-kills && mkdir -p outputs/test-kills
-	PYTHONPATH=.:tests:tests/training $(BIN)/python tests/train_until_killed.py outputs/test-kills
+test-sweeps: install  ## every case of the tests that `make test` takes a sample of, 172 kills among them (half an hour)
+	$(BIN)/python -m pytest -q --whole-sweeps -m sweep
 
 lint: install  ## ruff: style and formatting
 	$(BIN)/python -m ruff check .
@@ -46,4 +45,4 @@ benchmark-peers: install .venv-peers/.installed  ## time training steps here, si
 clean:  ## remove what the runs of this folder made
 	rm -rf outputs
 
-.PHONY: help install quickstart test test-fast test-kills lint benchmark-peers clean
+.PHONY: help install quickstart test test-fast test-sweeps lint benchmark-peers clean

@@ -1,6 +1,12 @@
 """Small models in memory, no network."""
 
 import os
+import random
+import runpy
+import signal
+import subprocess
+import sys
+from collections import defaultdict
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,12 +28,51 @@ VOCAB_SIZE = 40
 LENGTH = 16
 
 
+def pytest_addoption(parser):
+    parser.addoption("--whole-sweeps", action="store_true", help="run every case of the tests marked `sweep`")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Keep a sample of each sweep, the same one at every call."""
+    sweeps = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("sweep") and not config.getoption("--whole-sweeps"):
+            sweeps[item.nodeid.partition("[")[0]].append(item)
+    left_out = set()
+    for cases in sweeps.values():
+        number = min(len(cases), *cases[0].get_closest_marker("sweep").args)
+        left_out |= set(cases) - set(random.Random(0).sample(cases, number))
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture
 def full_disk():
     """A path that takes no byte."""
     if not os.path.exists("/dev/full"):
         pytest.skip("only Linux has /dev/full")
     return "/dev/full"
+
+
+@pytest.fixture
+def run_recipe(monkeypatch, capsys):
+    """Runs a recipe as `python recipes/NAME FLAGS` does, but in this process, which has imported torch already."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.syspath_prepend(TESTS.parent / "recipes")
+
+    def run(name, *flags):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
+        capsys.readouterr()
+        code = 0
+        try:
+            runpy.run_path(str(TESTS.parent / "recipes" / name), run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        return subprocess.CompletedProcess(sys.argv, code, *capsys.readouterr())
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

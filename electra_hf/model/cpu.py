@@ -1,6 +1,6 @@
 """What makes training on a CPU cheaper: its memory, and its layers. On a GPU the layers are PyTorch's own.
 
-recipes/SPEED.md has what each of them is worth.
+recipes/benchmark/LOG.md has what each of them is worth.
 """
 
 import ctypes
@@ -35,8 +35,8 @@ def keep_freed_memory() -> None:
 def random_bytes(seed: Tensor, count: int) -> Tensor:
     """`count` independent bytes, int8, that follow from `seed`, () int64, in less time than PyTorch's take.
 
-    An operator of its own, because the compiler would draw them number by number (recipes/SPEED.md). It depends on
-    nothing but its arguments: the compiler makes one of two equal calls.
+    An operator of its own, because the compiler would draw them number by number (recipes/benchmark/LOG.md). It
+    depends on nothing but its arguments: the compiler makes one of two equal calls.
     """
     return torch.from_numpy(np.random.SFC64(seed.item()).random_raw((count + 7) // 8)).view(torch.int8)[:count]
 

@@ -79,7 +79,14 @@ def test_the_operations_that_the_trainer_adds_up_are_those_of_the_shapes(make_tr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{"torch_compile": True}, {"bf16": True}, {"bf16": True, "torch_compile": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"bf16": True},
+        pytest.param({"torch_compile": True}, marks=pytest.mark.sweep(0)),  # compiling takes most of a minute
+        {"bf16": True, "torch_compile": True},
+    ],
+)
 def test_compiled_and_bf16_training_ends_within_the_seed_noise_of_the_plain_one(make_trainer, tiny_model, settings):
     dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 

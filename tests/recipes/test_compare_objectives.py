@@ -3,8 +3,7 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,9 +32,9 @@ def recipe(folder):  # noqa: F811
     return folder / "compare.yaml"
 
 
-def compare(recipe, *flags):
-    command = [sys.executable, str(RECIPE), "--config", str(recipe), *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+@pytest.fixture
+def compare(recipe, run_recipe):
+    return partial(run_recipe, "compare_objectives.py", "--config", recipe)
 
 
 def mark_of(file):
@@ -43,8 +42,8 @@ def mark_of(file):
 
 
 @pytest.mark.slow
-def test_a_comparison_ends_in_a_table_and_runs_nothing_twice(recipe):
-    result = compare(recipe)
+def test_a_comparison_ends_in_a_table_and_runs_nothing_twice(recipe, compare):
+    result = compare()
     assert result.returncode == 0, result.stderr
     output_dir = recipe.parent / "compare"
     table = (output_dir / "comparison.md").read_text()
@@ -68,7 +67,7 @@ def test_a_comparison_ends_in_a_table_and_runs_nothing_twice(recipe):
     missing = output_dir / "mlm_shared" / "seed_2" / "finetune_8"
     before = mark_of(done)
     shutil.rmtree(missing)
-    assert compare(recipe).returncode == 0
+    assert compare().returncode == 0
     assert mark_of(done) == before and (missing / "metrics.json").is_file()
     again = json.loads((output_dir / "comparison.json").read_text())["results"]
     assert [result["points"] for result in again] == [result["points"] for result in results]
@@ -77,13 +76,13 @@ def test_a_comparison_ends_in_a_table_and_runs_nothing_twice(recipe):
     # The same rows for all, and settings that cannot change in between.
     tokenizers = {file.read_bytes() for file in output_dir.glob("*/*/pretrain/tokenizer/tokenizer.json")}
     assert len(tokenizers) == 1
-    other = compare(recipe, "--pretrain", '{"max_steps": 6}')
+    other = compare("--pretrain", '{"max_steps": 6}')
     assert other.returncode == 2 and "holds a comparison with other settings: pretrain" in other.stderr
 
 
 @pytest.mark.slow
-def test_with_equal_operations_the_cheaper_objective_takes_more_steps(recipe):
-    result = compare(recipe, "--budget", "flops", "--seeds", "1", "--embedding_sharings", "shared")
+def test_with_equal_operations_the_cheaper_objective_takes_more_steps(recipe, compare):
+    result = compare("--budget", "flops", "--seeds", "1", "--embedding_sharings", "shared")
     assert result.returncode == 0, result.stderr
     runs = {}
     for objective in ("electra", "mlm"):

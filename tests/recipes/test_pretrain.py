@@ -44,7 +44,7 @@ def run(recipe, *flags):
 
 
 @pytest.mark.slow
-def test_a_run_leaves_every_result_and_a_second_start_finds_it_done(folder):
+def test_a_run_leaves_every_result_and_a_second_start_finds_it_done(folder, run_recipe):
     first = run("pretrain.py", "--config", folder / "recipe.yaml")
     assert first.returncode == 0, first.stderr
     output = folder / "run"
@@ -70,7 +70,7 @@ def test_a_run_leaves_every_result_and_a_second_start_finds_it_done(folder):
     # The same command again resumes at the last step, trains nothing, and the tokenizer is the first one's.
     vocabulary = (output / "tokenizer" / "tokenizer.json").read_bytes()
     weights = (output / "discriminator" / "model.safetensors").read_bytes()
-    again = run("pretrain.py", "--config", folder / "recipe.yaml")
+    again = run_recipe("pretrain.py", "--config", folder / "recipe.yaml")
     assert again.returncode == 0, again.stderr
     repeated = json.loads((output / "metrics.json").read_text())
     assert repeated["train_tokens"] == 6 * 8 * 16 and repeated["eval_rtd_auc"] == metrics["eval_rtd_auc"]
@@ -81,7 +81,7 @@ def test_a_run_leaves_every_result_and_a_second_start_finds_it_done(folder):
     again = parse_arguments(*ARGUMENTS, argv=["--config", str(output / "recipe.yaml")])
     assert again[4].max_steps == 6 and again[2].generator == yaml.safe_load(NETWORK)
 
-    exported = run("export.py", "--checkpoint", output / "checkpoint-3", "--output_dir", folder / "exported")
+    exported = run_recipe("export.py", "--checkpoint", output / "checkpoint-3", "--output_dir", folder / "exported")
     assert exported.returncode == 0, exported.stderr
     ElectraForPreTraining.from_pretrained(folder / "exported" / "discriminator")
     assert (folder / "exported" / "discriminator" / "tokenizer.json").read_bytes() == vocabulary
@@ -89,9 +89,9 @@ def test_a_run_leaves_every_result_and_a_second_start_finds_it_done(folder):
 
 
 @pytest.mark.slow
-def test_masked_language_modelling_leaves_one_network_that_fills_gaps(folder):
+def test_masked_language_modelling_leaves_one_network_that_fills_gaps(folder, run_recipe):
     flags = ["--objective", "mlm", "--whole_word_selection", "true"]
-    result = run("pretrain.py", "--config", folder / "recipe.yaml", *flags)
+    result = run_recipe("pretrain.py", "--config", folder / "recipe.yaml", *flags)
     assert result.returncode == 0, result.stderr
     assert not (folder / "run" / "generator").exists()
     ElectraForMaskedLM.from_pretrained(folder / "run" / "discriminator")
@@ -100,7 +100,6 @@ def test_masked_language_modelling_leaves_one_network_that_fills_gaps(folder):
     assert 0 <= metrics["eval_token_accuracy"] <= 1 and "eval_rtd_auc" not in metrics
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "flags", "message"),
     [
@@ -120,10 +119,10 @@ def test_masked_language_modelling_leaves_one_network_that_fills_gaps(folder):
         ("export.py", ["--checkpoint", "nowhere", "--output_dir", "x"], "nowhere"),
     ],
 )
-def test_wrong_input_is_one_message_exit_code_2_and_nothing_half_written(folder, recipe, flags, message):
+def test_wrong_input_is_one_message_exit_code_2_and_nothing_half_written(folder, run_recipe, recipe, flags, message):
     if recipe == "pretrain.py":
         flags = ["--config", folder / "recipe.yaml", *flags]
-    result = run(recipe, *flags)
+    result = run_recipe(recipe, *flags)
     assert result.returncode == 2, result.stderr
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and message in errors[0]

@@ -113,7 +113,8 @@ class Service:
         return done.stdout
 
 
-@pytest.fixture(params=["lfs", "xet"])
+# The upload is what differs; test_hub.py has each step of it in both ways.
+@pytest.fixture(params=[pytest.param("lfs", marks=pytest.mark.sweep(0)), "xet"])
 def service(request, tmp_path):
     service = Service(tmp_path / "service", xet=request.param == "xet")
     yield service
@@ -174,6 +175,7 @@ def pretrain(service, folder, seed):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # a dozen processes, one after the other
 def test_the_loop_through_the_recipes(service, tmp_path):
     """Pretrain, push, load, fine-tune from the Hub, push, tag; then a second revision whose push failed at first."""
     done, first = pretrain(service, tmp_path, seed=1)

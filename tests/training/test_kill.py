@@ -3,15 +3,20 @@
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
+from test_resume import assert_equal, load
+from train_until_killed import SAVE, SAVE_STEPS, STEPS, kill_after, kill_at, run
 from transformers import TrainerCallback
 
 from electra_hf.recipe import STOP_SIGNALS, exit_on_signals
@@ -19,14 +24,51 @@ from electra_hf.training.checkpoints import find_damage, find_last_checkpoint, s
 from electra_hf.training.stopping import CleanStop
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run that nothing has killed."""
+    folder = tmp_path_factory.mktemp("never_killed") / "run"
+    assert run(folder) == 0
+    return folder
+
+
+def check_end(folder, whole):
+    """The run has reached its end, equals the one never killed, and never began before what it had saved."""
+    last = f"checkpoint-{STEPS}"
+    assert_equal(load(folder / last), load(whole / last))
+    assert [find_damage(checkpoint) for checkpoint in sorted_checkpoints(folder)] == [None, None]
+    saved, step = 0, 0
+    for line in Path(f"{folder}.progress").read_text().splitlines():
+        event, number = line.split()[0], int(line.split()[1])
+        if event == "begin":
+            assert number >= saved, f"began at {number}, though {saved} was saved"
+            assert step - number <= SAVE_STEPS, f"{step - number} steps were lost"
+        saved = number if event == "saved" else saved
+        step = number
+
+
 @pytest.mark.slow
-def test_killed_at_steps_of_a_save_and_at_random_moments_a_run_ends_as_the_one_never_killed(tmp_path):
-    # A sample; without the two numbers the script kills at every step (`make test-kills`).
-    script = Path(__file__).parents[1] / "train_until_killed.py"
-    command = [sys.executable, str(script), str(tmp_path), "8", "6"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert int(done.stdout.split()[-9]) >= 14
+@pytest.mark.sweep(8)
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(("function", "call"), SAVE)
+def test_a_run_killed_at_a_step_of_a_save_ends_as_the_one_never_killed(whole, tmp_path, function, call, after):
+    folder = tmp_path / "run"
+    assert run(folder, partial(kill_at, function, call, after)) == -signal.SIGKILL
+    assert run(folder) == 0
+    check_end(folder, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.sweep(3)
+@pytest.mark.parametrize("seed", range(48))
+def test_a_run_killed_at_random_moments_ends_as_the_one_never_killed(whole, tmp_path, seed):
+    folder, chance = tmp_path / "run", random.Random(seed)
+    cpu_seconds = float(Path(f"{whole}.cpu_seconds").read_text())
+    kills = [partial(kill_after, chance.uniform(0.01, cpu_seconds)) for _ in range(3)]
+    codes = [run(folder, kill) for kill in kills]
+    assert set(codes) <= {0, -signal.SIGPROF} and -signal.SIGPROF in codes
+    assert run(folder) == 0
+    check_end(folder, whole)
 
 
 @pytest.fixture
@@ -56,11 +98,20 @@ def recipe(tmp_path):
     return [str(Path(__file__).parents[2] / "recipes" / "pretrain.py"), *flags], tmp_path / "run"
 
 
-def start(command):
-    """Start it in a process group of its own, as a shell does."""
-    command = [sys.executable, *command]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, **pipes, start_new_session=True)
+@pytest.fixture
+def start():
+    """Starts commands in process groups of their own, as a shell does. What a failed test leaves of them is killed."""
+    processes = []
+
+    def run(command):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        processes.append(subprocess.Popen([sys.executable, *command], **pipes, start_new_session=True))
+        return processes[-1]
+
+    yield run
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait_for_training(process):
@@ -89,7 +140,7 @@ def children(process):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 2), (signal.SIGINT, 0)])
-def test_a_signal_to_the_whole_group_leaves_a_complete_checkpoint_and_its_exit_code(recipe, number, workers):
+def test_a_signal_to_the_whole_group_leaves_a_complete_checkpoint_and_its_exit_code(recipe, number, workers, start):
     command, output_dir = recipe
     process = start([*command, "--dataloader_num_workers", str(workers)])
     wait_for_training(process)
@@ -103,7 +154,7 @@ def test_a_signal_to_the_whole_group_leaves_a_complete_checkpoint_and_its_exit_c
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_group_of_torchrun_leaves_a_complete_checkpoint_of_two_processes_with_workers(recipe):
+def test_a_signal_to_the_group_of_torchrun_leaves_a_complete_checkpoint_of_two_processes_with_workers(recipe, start):
     command, output_dir = recipe
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     process = start([*torchrun, *command, "--dataloader_num_workers", "2"])
@@ -121,7 +172,7 @@ def test_a_signal_to_the_group_of_torchrun_leaves_a_complete_checkpoint_of_two_p
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
-def test_a_signal_to_the_group_of_a_run_that_compiles_leaves_a_complete_checkpoint(monkeypatch, tmp_path):
+def test_a_signal_to_the_group_of_a_run_that_compiles_leaves_a_complete_checkpoint(monkeypatch, tmp_path, start):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     process = start([str(Path(__file__).parents[1] / "train_and_compile.py"), str(tmp_path / "run")])
     while not any(child.name() == "cc1plus" for child in children(process)):
@@ -134,7 +185,7 @@ def test_a_signal_to_the_group_of_a_run_that_compiles_leaves_a_complete_checkpoi
 
 
 @pytest.mark.slow
-def test_no_worker_survives_a_killed_run(recipe):
+def test_no_worker_survives_a_killed_run(recipe, start):
     process = start([*recipe[0], "--dataloader_num_workers", "2"])
     wait_for_training(process)
     workers = children(process)
@@ -155,7 +206,7 @@ def test_a_loader_given_up_half_way_ends_its_workers(make_trainer):
 
 
 @pytest.mark.slow
-def test_a_signal_during_an_evaluation_of_two_processes_breaks_it_off_on_both_and_saves(recipe, monkeypatch):
+def test_a_signal_during_an_evaluation_of_two_processes_breaks_it_off_on_both_and_saves(recipe, monkeypatch, start):
     command, output_dir = recipe
     monkeypatch.setenv("PYTHONUNBUFFERED", "1")  # the log is seen when it is written, and the evaluation follows it
     evaluation = ["--eval_strategy", "steps", "--eval_steps", "5", "--per_device_eval_batch_size", "1"]
@@ -169,7 +220,7 @@ def test_a_signal_during_an_evaluation_of_two_processes_breaks_it_off_on_both_an
 
 
 @pytest.mark.slow
-def test_a_signal_to_torchrun_leaves_a_complete_checkpoint_of_two_processes(recipe):
+def test_a_signal_to_torchrun_leaves_a_complete_checkpoint_of_two_processes(recipe, start):
     command, output_dir = recipe
     process = start(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command])
     wait_for_training(process)
@@ -196,7 +247,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_is_one_message_and_code_2_and_with_more_room_the_command_goes_on(recipe, small_disk):
+def test_a_disk_that_fills_up_is_one_message_and_code_2_and_with_more_room_the_run_goes_on(recipe, small_disk, start):
     command, _ = recipe
     output_dir = small_disk(1000) / "run"
     command += ["--output_dir", str(output_dir), "--max_steps", "30", "--save_steps", "5", "--save_total_limit", "99"]
@@ -215,7 +266,7 @@ def test_a_disk_that_fills_up_is_one_message_and_code_2_and_with_more_room_the_c
 
 
 @pytest.mark.slow
-def test_a_limit_of_hours_leaves_a_complete_checkpoint_and_exit_code_0(recipe):
+def test_a_limit_of_hours_leaves_a_complete_checkpoint_and_exit_code_0(recipe, start):
     command, output_dir = recipe
     process = start([*command, "--max_train_hours", "1e-9"])
     output, _ = process.communicate(timeout=240)
