@@ -57,7 +57,7 @@ def full_disk():
 @pytest.fixture
 def run_recipe(monkeypatch, capsys):
     """Runs a recipe as `python recipes/NAME FLAGS` does, but in this process, which has imported torch already."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     monkeypatch.syspath_prepend(TESTS.parent / "recipes")
 
     def run(name, *flags):
