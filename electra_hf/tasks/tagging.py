@@ -134,8 +134,8 @@ def _require_lists(key, column, dataset, source):
     feature = dataset.features[column]
     if not isinstance(feature, (datasets.List, datasets.LargeList)):
         raise InputError(
-            f"{key}: the column '{column}' of {source} holds {feature}, where a list per sentence is expected, with "
-            "an item per word."
+            f"{key}: the column '{column}' of {source} holds {feature}. Expected a list for each "
+            "sentence, with an item for each word."
         )
     return feature.feature
 

@@ -9,7 +9,8 @@ from electra_hf.text.sources import Source
 from electra_hf.text.tagged_text import TaggedSentence, read_source
 
 # A shorter sentence ("Jes.") stands by chance inside of many others, and counts only where it stands as a sentence.
-SHORTEST_INSIDE = 12  # letters, marks and digits
+FEWEST_CHARACTERS, FEWEST_WORDS = 12, 6  # one of the two is enough; a Chinese character is a word
+START = 6  # characters by which a sentence is looked up
 SENTENCE_ENDS = set(".!?…。！？｡।॥؟۔։።၊။។៕")
 END = "\0"  # stands for the end of a sentence in the spelling of a text; no text holds one
 # The scripts that set no blanks between words: in them, a sentence may begin at any character.
@@ -20,10 +21,10 @@ class _Spelling(dict):
     """A table for `str.translate` that leaves letters, marks and digits of words, filled as characters turn up."""
 
     def __missing__(self, code: int) -> str:
-        self[code] = self._spell(chr(code))
+        self[code] = self._letter(chr(code))
         return self[code]
 
-    def _spell(self, character):
+    def _letter(self, character):
         if character in SENTENCE_ENDS:
             return END
         if unicodedata.category(character)[0] not in "LMN":
@@ -34,32 +35,36 @@ class _Spelling(dict):
 _SPELLING = _Spelling()
 
 
-def spell(text: str) -> list[list[str]]:
-    """The words of each sentence in a text, in lower case: what is the same in running and in tokenised text.
+def _spell(text):
+    """The words of a text in lower case, with blanks between and `END` where a sentence ends.
 
-    Words end where a character is none of letter, mark and digit; sentences end at full stops and the like.
+    A word is a run of letters, marks and digits: the same in running and in tokenised text.
     """
-    spelling = unicodedata.normalize("NFC", text).casefold().translate(_SPELLING)
-    return [sentence.split() for sentence in spelling.split(END)]
+    return unicodedata.normalize("NFC", text).casefold().translate(_SPELLING)
 
 
 def sentence_key(text: str) -> str:
     """What is left of a sentence without blanks, punctuation and case: equal for running and for tokenised text."""
-    return "".join(chain.from_iterable(spell(text)))
+    return _join(_spell(text))
+
+
+def _join(spelling):
+    return "".join(spelling.replace(END, " ").split())
 
 
 class TaggedSentences:
     """The sentences of tagged files, and which of them were found in running text."""
 
     def __init__(self, sentences: Iterable[TaggedSentence]):
-        texts = (sentence.text or " ".join(sentence.words) for sentence in sentences)
-        self._number_of = Counter(map(sentence_key, texts))
+        spellings = [_spell(sentence.text or " ".join(sentence.words)) for sentence in sentences]
+        self._number_of = Counter(map(_join, spellings))
         del self._number_of[""]  # a sentence of punctuation alone is not worth telling apart
         self._found = set()
-        self._by_start = defaultdict(list)
-        for key in self._number_of:
-            if len(key) >= SHORTEST_INSIDE:
-                self._by_start[key[:SHORTEST_INSIDE]].append(key)
+        self._by_start = defaultdict(set)
+        for spelling in spellings:
+            key = _join(spelling)
+            if len(key) >= FEWEST_CHARACTERS or len(spelling.replace(END, " ").split()) >= FEWEST_WORDS:
+                self._by_start[key[:START]].add(key)
 
     @classmethod
     def of_files(cls, sources: list[Source]) -> "TaggedSentences":
@@ -78,14 +83,21 @@ class TaggedSentences:
 
     def find(self, text: str) -> set[str]:
         """The keys of the tagged sentences that the text is or holds, as a sentence of it or from word to word."""
-        sentences = spell(text)
-        words = list(chain.from_iterable(sentences))
+        spelling = _spell(text)
+        words = spelling.replace(END, " ").split()
         key = "".join(words)
-        borders = list(accumulate(map(len, words), initial=0))
-        found = {key, *map("".join, sentences)} & self._number_of.keys()
-        for start in borders:
-            for candidate in self._by_start.get(key[start : start + SHORTEST_INSIDE], ()):
-                if key.startswith(candidate, start) and start + len(candidate) in borders:
-                    found.add(candidate)
+        found = {key} & self._number_of.keys()
+        if END in spelling.rstrip(f"{END} "):
+            found |= {_join(sentence) for sentence in spelling.split(END)} & self._number_of.keys()
+        start = 0
+        for word in words:
+            if key[start : start + START] in self._by_start:
+                found |= self._longer_ones_at(start, key, words)
+            start += len(word)
         self._found |= found
         return found
+
+    def _longer_ones_at(self, start, key, words):
+        borders = set(accumulate(map(len, words)))
+        candidates = self._by_start[key[start : start + START]]
+        return {one for one in candidates if key.startswith(one, start) and start + len(one) in borders}

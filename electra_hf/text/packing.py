@@ -89,8 +89,8 @@ def _pack_checked(texts, backend, vocab_size, settings):
         largest = 2**16
     if largest >= vocab_size:
         raise InputError(
-            f"The tokenizer has {vocab_size} entries, but gives ids up to {largest} or beyond: its vocabulary has "
-            "gaps. Number it without gaps, or take another tokenizer."
+            f"The tokenizer has {vocab_size} entries, but gives ids up to {largest} or beyond: there are gaps in its "
+            "vocabulary. Number it without gaps, or take another tokenizer."
         )
     return rows
 

@@ -70,7 +70,7 @@ def find_damage(folder: Path) -> str | None:
         return f"{MANIFEST} names no files"
     # What others put beside our files (a cache of `Dataset.map`) is not ours to judge.
     wrong = [name for name, written in files.items() if _describe(folder / name) != written]
-    return f"{', '.join(wrong)} changed since it was written" if wrong else None
+    return f"{', '.join(wrong)}: not as {MANIFEST} says" if wrong else None
 
 
 def _describe(path):
