@@ -2,40 +2,30 @@
 
 import json
 import logging
-import math
 import re
 import textwrap
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import models
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from electra_hf.errors import InputError
+from electra_hf.text.characters import clean_characters
+from electra_hf.text.vocabularies import BUILDERS, MAX_WORD_CHARACTERS, batches, round_up_vocab_size
 
 logger = logging.getLogger(__name__)
 
-SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
-TOKENIZER_TYPES = ("wordpiece", "bpe")
-
-# A character rarer than 0.01 / vocab_size (an average token: 0.25 / vocab_size) gets no token, and WordPiece reads its
-# word as [UNK]. On four Esperanto corpora 285 of 4,096 tokens are single characters with it, 969 without.
-MIN_CHARACTER_SHARE = 0.01
-# The trainer's memory grows with the distinct words, so a larger corpus is sampled at even steps.
-MAX_TRAINING_CHARACTERS = 100_000_000
 MAX_MEASURED_CHARACTERS = 10_000_000
-MAX_WORD_CHARACTERS = 100  # BERT's limit: WordPiece reads a longer word as [UNK]
-# The trainer needs minutes for one "word" of a million characters (base64, a broken file), so it sees them in pieces.
-LONG_WORD = re.compile(rf"(\S{{{MAX_WORD_CHARACTERS}}})(?=\S)")
-
-
-def round_up_vocab_size(vocab_size: int) -> int:
-    """The next multiple of 64: matrix products over the vocabulary are fastest there."""
-    return math.ceil(vocab_size / 64) * 64
+MOST_UNKNOWN = 0.01  # share of the characters; above it a warning says why
+# Of ten languages with blanks between words, 41 to 76 % of the entries begin one. Of Thai, and in BPE and Unigram of
+# Chinese and Japanese, 3 to 16 % do: only phrases have blanks before them. (8,000 entries, FLORES-200.)
+FEWEST_BEGINNINGS = 0.2
+UNREADABLE = "\U0001d356"  # a sign of the Tai Xuan Jing, which no vocabulary has
+UNUSED = re.compile(r"\[unused\d+\]")
 
 
 def train_tokenizer(
@@ -45,39 +35,36 @@ def train_tokenizer(
     lowercase: bool = False,
     model_max_length: int = 512,
 ) -> PreTrainedTokenizerFast:
-    """Train a WordPiece or byte-level BPE tokenizer on texts, or on the "text" column of a dataset.
+    """Train a WordPiece, byte-level BPE or Unigram tokenizer on texts, or on the "text" column of a dataset.
 
-    `vocab_size` is rounded up to a multiple of 64. A small corpus gives fewer tokens; the vocabulary is then filled
-    with [unused0], [unused1], … to the next multiple of 64, so that `len(tokenizer)` is one in every case and each id
-    that a generator can sample has a token. A warning tells it. Of more than 100 million characters
-    an even sample is read. The WordPiece trainer is not deterministic: train once, let every process load the files.
+    The same texts in the same order, with the same settings, give the same tokenizer, byte for byte. `vocab_size` is
+    rounded up to a multiple of 64. A small corpus gives fewer tokens; the vocabulary is then filled with [unused0],
+    [unused1], … to the next multiple of 64, so that `len(tokenizer)` is one in every case and each id that a generator
+    can sample has a token. A warning tells it. Of more than 100 million characters an even sample is read. Lower case
+    is Unicode's, which is wrong for the i of Turkish and Azeri (I is not the capital of i there): leave it off.
     Raises `InputError` for an unknown type, a size below 1, or no text.
     """
-    if tokenizer_type not in TOKENIZER_TYPES:
-        raise InputError(f"tokenizer_type: expected one of {', '.join(TOKENIZER_TYPES)}, got '{tokenizer_type}'.")
+    if tokenizer_type not in BUILDERS:
+        raise InputError(f"tokenizer_type: expected one of {', '.join(BUILDERS)}, got '{tokenizer_type}'.")
     if vocab_size < 1:
         raise InputError(f"vocab_size: expected a positive number of tokens, got {vocab_size}.")
-    texts = _as_sequence(texts)
     vocab_size = round_up_vocab_size(vocab_size)
-    alphabet_size = _alphabet_size(texts, vocab_size, lowercase)
-    if tokenizer_type == "wordpiece":
-        backend, trainer = _wordpiece(vocab_size, alphabet_size, lowercase)
-    else:
-        backend, trainer = _byte_level_bpe(vocab_size, lowercase)
-    batches = _batches(texts, MAX_TRAINING_CHARACTERS)
-    backend.train_from_iterator(([LONG_WORD.sub(r"\1 ", text) for text in batch] for batch in batches), trainer)
-    tokens = backend.get_vocab_size()
+    backend = BUILDERS[tokenizer_type](_as_sequence(texts), vocab_size, lowercase)
+    tokens = sum(not UNUSED.fullmatch(token) for token in backend.get_vocab())
     if tokens < vocab_size - 64:
         logger.warning("vocab_size: the corpus gives %s tokens, not the %s that were asked for.", tokens, vocab_size)
+    special_tokens = {
+        f"{token.content.strip('[]').lower()}_token": token for token in backend.get_added_tokens_decoder().values()
+    }
     return PreTrainedTokenizerFast(
-        tokenizer_object=_fill_vocabulary(backend),
+        tokenizer_object=backend,
         model_max_length=model_max_length,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
         # ElectraTokenizer builds its own normalizer from these two; its defaults would turn ŝ into s.
         do_lower_case=lowercase,
         strip_accents=False,
         add_prefix_space=tokenizer_type == "bpe",  # transformers 4.57 would switch it off
-        **{f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS},
+        **special_tokens,
     )
 
 
@@ -117,26 +104,64 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
         raise InputError(f"The tokenizer of {name_or_path} has no {' and no '.join(missing)} token. {hint}")
     if not tokenizer.is_fast:
         raise InputError(f"The tokenizer of {name_or_path} has no fast version (tokenizer.json). {hint}")
+    _check_vocabulary(tokenizer, name_or_path)
     return tokenizer
 
 
-def find_continuations(tokenizer) -> torch.Tensor:
+def _check_vocabulary(tokenizer, name_or_path):
+    # Lines that occur twice or are empty in a vocab.txt leave numbers without a token: the model would be too small.
+    ids = set(tokenizer.get_vocab().values())
+    if ids != set(range(len(tokenizer))):
+        gaps = [i for i in range(max(ids)) if i not in ids]
+        named = ", ".join(map(str, gaps[:5])) + ", …" * (len(gaps) > 5)
+        raise InputError(
+            f"The vocabulary of {name_or_path} has {len(ids)} tokens, but their ids go up to {max(ids)}: none has the "
+            f"id {named}. In a vocab.txt the id is the number of the line, from 0: remove duplicate and empty lines. "
+            "Or let the recipe train a tokenizer."
+        )
+    try:
+        tokenizer.backend_tokenizer.encode(UNREADABLE)
+    except Exception as error:  # the library has no class for it
+        raise InputError(
+            f"The vocabulary of {name_or_path} has no token for what it cannot read ({error}). Put [UNK] into it, or "
+            "let the recipe train a tokenizer."
+        ) from None
+
+
+def find_continuations(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
     """Which vocabulary entries go on with a word that another one began: (len(tokenizer),) bool.
 
     WordPiece marks those (`##ing`); byte-level BPE and SentencePiece mark the others, those that begin one (`Ġthe`,
-    `▁the`). Raises `InputError` where nothing is marked.
+    `▁the`). Raises `InputError` where nothing is marked, and where the marks stand for phrases and not for words.
     """
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     special = set(tokenizer.all_special_ids)
-    if any(token.startswith("##") for token in tokens):
-        return torch.tensor([token.startswith("##") for token in tokens])
-    for mark in ("Ġ", "▁"):
-        if any(token.startswith(mark) for token in tokens):
-            return torch.tensor([not token.startswith(mark) and i not in special for i, token in enumerate(tokens)])
-    raise InputError(
-        "whole_word_selection: this tokenizer does not mark where a word begins or goes on (##, Ġ or ▁). "
-        "Leave it out, or train a tokenizer here."
-    )
+    marks = [mark for mark in ("##", "Ġ", "▁") if any(token.startswith(mark) for token in tokens)]
+    if not marks and isinstance(tokenizer.backend_tokenizer.model, models.WordPiece):
+        raise InputError(
+            "whole_word_selection: no entry of this vocabulary goes on with a word (##). In a script without blanks "
+            "every character is a word of its own, so the setting would change nothing. Leave it out."
+        )
+    if not marks:
+        raise InputError(
+            "whole_word_selection: this tokenizer does not mark where a word begins or goes on (##, Ġ or ▁). "
+            "Leave it out, or train a tokenizer here."
+        )
+    mark = marks[0]
+    goes_on = [token.startswith(mark) == (mark == "##") and i not in special for i, token in enumerate(tokens)]
+    # Single characters say nothing about a language: they are there in both forms.
+    parts = [
+        on
+        for token, on in zip(tokens, goes_on, strict=True)
+        if len(token.removeprefix(mark)) > 1 and not UNUSED.fullmatch(token)
+    ]
+    begins = 1 - sum(parts) / max(len(parts), 1)
+    if begins < FEWEST_BEGINNINGS:
+        raise InputError(
+            f"whole_word_selection: only {begins:.0%} of this vocabulary begins a word. The text is written without "
+            "blanks between words, so a whole word would be a whole phrase. Leave it out."
+        )
+    return torch.tensor(goes_on)
 
 
 def measure_tokenizer(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str] | Dataset) -> dict:
@@ -145,81 +170,84 @@ def measure_tokenizer(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str] |
     - `vocab_size`: ids, special and unused ones included
     - `fertility`: tokens per word, a word being what stands between white space (1 is best)
     - `unknown_share`: share of the tokens that are [UNK]
+    - `unknown_character_share`: share of the characters that are inside an [UNK], blanks aside. One [UNK] can hold a
+      whole phrase of a language without blanks, so this is the number to look at.
+    - `changed_word_share`: share of the words whose spelling the normalizer changes (it strips accents, say). Form
+      NFC, lower case where the tokenizer has that, and the rule of `clean_characters` do not count.
+
+    A warning names the characters and the cause where more than 1 % of them are inside [UNK].
     """
-    num_words = num_tokens = num_unknown = 0
-    for batch in _batches(_as_sequence(texts), MAX_MEASURED_CHARACTERS):
-        num_words += sum(len(text.split()) for text in batch)
-        for encoding in tokenizer.backend_tokenizer.encode_batch_fast(batch, add_special_tokens=False):
-            num_tokens += len(encoding.ids)
-            num_unknown += encoding.ids.count(tokenizer.unk_token_id)
+    backend = tokenizer.backend_tokenizer
+    num_words = num_tokens = num_unknown = num_characters = num_changed = 0
+    unknown = Counter()
+    for batch in batches(_as_sequence(texts), MAX_MEASURED_CHARACTERS):
+        words = [word for text in batch for word in text.split()]
+        num_words += len(words)
+        num_characters += sum(map(len, words))
+        num_changed += _count_changed(backend.normalizer, words)
+        encodings = backend.encode_batch_fast(batch, add_special_tokens=False)
+        num_tokens += sum(len(encoding.ids) for encoding in encodings)
+        holed = [text for text, e in zip(batch, encodings, strict=True) if tokenizer.unk_token_id in e.ids]
+        # Once more, for the offsets that the fast way leaves out.
+        for text, encoding in zip(holed, backend.encode_batch(holed, add_special_tokens=False), strict=True):
+            spans = [
+                span for span, i in zip(encoding.offsets, encoding.ids, strict=True) if i == tokenizer.unk_token_id
+            ]
+            num_unknown += len(spans)
+            unknown.update("".join(text[start:end].split()) for start, end in spans)
+    num_lost = sum(len(span) * count for span, count in unknown.items())
+    if num_lost > MOST_UNKNOWN * num_characters:
+        logger.warning(
+            "The tokenizer cannot read %.1f %% of the characters of this text. %s",
+            100 * num_lost / num_characters,
+            _explain(tokenizer, unknown),
+        )
     return {
         "vocab_size": len(tokenizer),
         "fertility": num_tokens / max(num_words, 1),
         "unknown_share": num_unknown / max(num_tokens, 1),
+        "unknown_character_share": num_lost / max(num_characters, 1),
+        "changed_word_share": num_changed / max(num_words, 1),
     }
 
 
-def _wordpiece(vocab_size, alphabet_size, lowercase):
-    backend = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=MAX_WORD_CHARACTERS))
-    # BertNormalizer alone neither composes c + ^ to ĉ nor, with lowercase and its default, keeps the accent.
-    backend.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.BertNormalizer(lowercase=lowercase, strip_accents=False)]
-    )
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece()
-    backend.post_processor = _template()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, limit_alphabet=alphabet_size, special_tokens=SPECIAL_TOKENS, show_progress=False
-    )
-    return backend, trainer
+def _count_changed(normalizer, words):
+    if normalizer is None:
+        return 0
+    lowers = normalizer.normalize_str("A") == "a"
+
+    def letters(text):
+        # Without blanks, since some normalizers set them round characters. Σ has two small letters, σ and final ς:
+        # Python and the tokenizers library do not choose alike.
+        cleaned = clean_characters(text.lower()).replace("ς", "σ") if lowers else clean_characters(text)
+        return cleaned.replace(" ", "")
+
+    text = " ".join(words)
+    if letters(normalizer.normalize_str(text)) == letters(text):  # as nearly always: all at once is fast
+        return 0
+    return sum(letters(normalizer.normalize_str(word)) != letters(word) for word in words)
 
 
-def _byte_level_bpe(vocab_size, lowercase):
-    backend = Tokenizer(models.BPE())
-    backend.normalizer = normalizers.Sequence([normalizers.NFC()] + [normalizers.Lowercase()] * lowercase)
-    # With a space before the first word, a word has the same tokens at the start of a sentence and inside it.
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    backend.decoder = decoders.ByteLevel()
-    backend.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=True), _template()])
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # 256 bytes: any text can be written
-        special_tokens=SPECIAL_TOKENS,
-        show_progress=False,
-    )
-    return backend, trainer
-
-
-def _template():
-    return processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, SPECIAL_TOKENS.index(token)) for token in ("[CLS]", "[SEP]")],
-    )
-
-
-def _fill_vocabulary(backend):
-    """Add [unusedN] up to a multiple of 64, as plain vocabulary: no text is ever split into them."""
-    state = json.loads(backend.to_str())
-    vocabulary = state["model"]["vocab"]
-    size = len(vocabulary)
-    for number in range(round_up_vocab_size(size) - size):
-        vocabulary[f"[unused{number}]"] = size + number
-    return Tokenizer.from_str(json.dumps(state))
-
-
-def _alphabet_size(texts, vocab_size, lowercase):
-    """How many characters are frequent enough for a token of their own. Raises `InputError` where there is none."""
+def _explain(tokenizer, unknown):
+    """Why these pieces of text, {piece: how often}, became [UNK]."""
+    lengths = {piece: len(piece) * count for piece, count in unknown.items()}
+    too_long = sum(length for piece, length in lengths.items() if len(piece) > MAX_WORD_CHARACTERS)
+    if too_long > sum(lengths.values()) / 2:
+        return "It reads more than 100 characters without a blank as one unknown word. Put blanks between words."
     counts = Counter()
-    for batch in _batches(texts, MAX_TRAINING_CHARACTERS):
-        text = unicodedata.normalize("NFC", "".join(batch))
-        counts.update(text.lower() if lowercase else text)
-    for space in filter(str.isspace, list(counts)):
-        del counts[space]
-    if not counts:
-        raise InputError("There is no text to train a tokenizer on: every text is empty or white space.")
-    threshold = counts.total() * MIN_CHARACTER_SHARE / vocab_size
-    return sum(count >= threshold for count in counts.values())
+    for piece, count in unknown.items():
+        counts.update(dict.fromkeys(piece, count))
+    encode, unk = tokenizer.backend_tokenizer.encode, tokenizer.unk_token_id
+    missing = [c for c, _ in counts.most_common() if unk in encode(c).ids]
+    if not missing:
+        return f"It knows the characters, but not where they stand, as in '{max(lengths, key=lengths.get)[:40]}'."
+    named = ", ".join(f"{c} (U+{ord(c):04X}, {counts[c]:,} ×)" for c in missing[:5])
+    tokens = [token.removeprefix("##").removeprefix("▁") for token in tokenizer.get_vocab()]
+    if sum(len(token) == 1 for token in tokens) > len(tokens) / 2:
+        cause = f"vocab_size is too small for this script: of {len(tokens):,} entries most are single characters"
+    else:
+        cause = "the text that it was trained on did not have them, or very rarely"
+    return f"It has no token for {named}: {cause}."
 
 
 def _as_sequence(texts):
@@ -227,12 +255,3 @@ def _as_sequence(texts):
     if isinstance(texts, Dataset):
         return texts["text"]
     return texts if isinstance(texts, list) else list(texts)
-
-
-def _batches(texts, max_characters, batch_size=1_000):
-    """Yield lists of texts, of a large corpus every n-th text only so that they hold about `max_characters`."""
-    probe = texts[:: max(1, len(texts) // 1_000)]
-    mean_length = sum(map(len, probe)) / max(len(probe), 1)
-    step = max(1, math.ceil(len(texts) * mean_length / max_characters))
-    for start in range(0, len(texts), batch_size * step):
-        yield texts[start : start + batch_size * step : step]

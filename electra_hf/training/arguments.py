@@ -107,8 +107,8 @@ class TokenizerArguments:
     tokenizer_name_or_path: str | None = field(
         default=None, metadata={"help": "An existing tokenizer, local or from the Hub; otherwise one is trained."}
     )
-    tokenizer_type: Literal["wordpiece", "bpe"] = field(
-        default="wordpiece", metadata={"help": "wordpiece or bpe (byte-level)."}
+    tokenizer_type: Literal["wordpiece", "bpe", "unigram"] = field(
+        default="wordpiece", metadata={"help": "wordpiece, bpe (byte-level) or unigram."}
     )
     vocab_size: int = field(default=52_000, metadata={"help": "Entries, rounded up to a multiple of 64."})
     lowercase: bool = field(default=False, metadata={"help": "Lower-case the text; accents stay either way."})

@@ -106,7 +106,7 @@ def test_masked_language_modelling_leaves_one_network_that_fills_gaps(folder, ru
         ("pretrain.py", ["--corpus_files", "nowhere.txt"], "nowhere.txt"),
         ("pretrain.py", ["--corpus_files", "/dev/null"], "corpus_files: the corpus is empty"),
         ("pretrain.py", ["--model_size", "tiny"], "model_size: expected one of small, base, large"),
-        ("pretrain.py", ["--tokenizer_type", "unigram"], "tokenizer_type"),
+        ("pretrain.py", ["--tokenizer_type", "words"], "tokenizer_type"),
         ("pretrain.py", ["--objective", "clm"], "objective: expected one of electra, electra_15, all_tokens_mlm"),
         ("pretrain.py", ["--embedding_sharing", "all"], "embedding_sharing: expected one of shared, word, none"),
         ("pretrain.py", ["--objective", "mlm", "--generator_only_steps", "2"], "mlm has no generator"),

@@ -1,25 +1,24 @@
 """Accents survive every way in and out, sizes are multiples of 64, and what is no tokenizer is refused."""
 
 import json
+import random
 import re
 import unicodedata
 
 import pytest
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, ElectraConfig, ElectraTokenizer, PreTrainedTokenizerFast
 
 from electra_hf.errors import InputError
 from electra_hf.text.tokenization import (
-    SPECIAL_TOKENS,
-    _batches,
     find_continuations,
     load_tokenizer,
     measure_tokenizer,
-    round_up_vocab_size,
     save_tokenizer,
     train_tokenizer,
 )
+from electra_hf.text.vocabularies import SPECIAL_TOKENS, batches, round_up_vocab_size
 
 SENTENCES = [
     "Ĉu ŝi aĉetis la ĝardenon ĉe la ĥoro?",
@@ -27,9 +26,10 @@ SENTENCES = [
     "La ĵurnalisto antaŭe loĝis en Ĝenevo, ĉu ne?",
     "Hodiaŭ mi legas libron pri eĥo kaj aŭroro.",
 ] * 5
+TYPES = ["wordpiece", "bpe", "unigram"]
 
 
-@pytest.fixture(scope="module", params=["wordpiece", "bpe"])
+@pytest.fixture(scope="module", params=TYPES)
 def tokenizer(request):
     return train_tokenizer(SENTENCES, 500, request.param)
 
@@ -63,7 +63,7 @@ def test_texts_are_framed_and_a_pair_has_token_types(tokenizer):
 
 
 @pytest.mark.parametrize("lowercase", [False, True], ids=["cased", "lowercase"])
-@pytest.mark.parametrize("tokenizer_type", ["wordpiece", "bpe"])
+@pytest.mark.parametrize("tokenizer_type", TYPES)
 def test_accents_survive_training_and_both_ways_of_loading(tokenizer_type, lowercase, tmp_path):
     trained = train_tokenizer(SENTENCES, 500, tokenizer_type, lowercase)
     save_tokenizer(trained, tmp_path)
@@ -94,7 +94,7 @@ def test_a_tokenizer_of_another_class_keeps_its_class_and_its_choices(tmp_path):
 
 
 @pytest.mark.parametrize("texts", [["a"], ["saluton mondo"], SENTENCES], ids=["a letter", "two words", "sentences"])
-@pytest.mark.parametrize("tokenizer_type", ["wordpiece", "bpe"])
+@pytest.mark.parametrize("tokenizer_type", TYPES)
 def test_a_small_corpus_still_gives_a_multiple_of_64_with_a_token_for_every_id(
     texts, tokenizer_type, tmp_path, caplog
 ):
@@ -135,11 +135,17 @@ def test_a_character_rarer_than_the_limit_takes_no_token():
     assert "漢" not in vocabulary
 
 
-def test_the_trainer_never_sees_a_word_of_more_than_100_characters():
+@pytest.mark.parametrize("tokenizer_type", TYPES)
+def test_a_word_of_more_than_100_characters_is_cut_in_training_and_in_use(tokenizer_type):
     # Uncut, this one word alone would be merged to one token; and a word of a million characters takes minutes.
-    tokenizer = train_tokenizer(["ab" * 200] * 10, 128)
-    lengths = [len(token.removeprefix("##")) for token in tokenizer.get_vocab()]
-    assert max(lengths) == 100
+    tokenizer = train_tokenizer(["ab" * 200] * 10, 320, tokenizer_type)
+    assert max(len(token.removeprefix("##")) for token in tokenizer.get_vocab()) <= 101
+    for word in ("ab" * 50, "ab" * 50 + "a", "ba" * 500):
+        encoding = tokenizer.backend_tokenizer.encode(word, add_special_tokens=False)
+        assert tokenizer.unk_token_id not in encoding.ids
+        assert tokenizer.decode(encoding.ids).replace(" ", "") == word
+        covered = {place for start, end in encoding.offsets for place in range(start, end)}
+        assert covered == set(range(len(word)))
 
 
 @pytest.mark.parametrize("texts", [[], ["", "  \n\t"], (text for text in ())])
@@ -149,8 +155,8 @@ def test_a_corpus_without_text_is_refused(texts):
 
 
 def test_an_unknown_type_is_refused_with_the_choices():
-    with pytest.raises(InputError, match="wordpiece, bpe, got 'unigram'"):
-        train_tokenizer(SENTENCES, 64, "unigram")
+    with pytest.raises(InputError, match="wordpiece, bpe, unigram, got 'words'"):
+        train_tokenizer(SENTENCES, 64, "words")
     with pytest.raises(InputError, match="vocab_size.*got 0"):
         train_tokenizer(SENTENCES, 0)
 
@@ -184,29 +190,122 @@ def test_fertility_and_unknown_share_are_counted_by_hand():
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
     # la hund ##o .  |  la [UNK]  |  nothing: six tokens of which one is unknown, for four words
-    scores = measure_tokenizer(tokenizer, ["la hundo.", "la kato", ""])
-    assert scores == {"vocab_size": 9, "fertility": 6 / 4, "unknown_share": 1 / 6}
+    # 14 characters aside from blanks, 4 of them in the unknown word
+    assert measure_tokenizer(tokenizer, ["la hundo.", "la kato", ""]) == {
+        "vocab_size": 9,
+        "fertility": 6 / 4,
+        "unknown_share": 1 / 6,
+        "unknown_character_share": 4 / 14,
+        "changed_word_share": 0.0,
+    }
+
+
+def test_words_that_the_normalizer_respells_are_counted_but_not_those_in_form_nfc_or_lower_case():
+    backend = Tokenizer(models.WordPiece({token: i for i, token in enumerate(SPECIAL_TOKENS)}, unk_token="[UNK]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+    texts = ["Ĉu ŝi", unicodedata.normalize("NFD", "Ĝi") + " ΣΟΦΟΣ", "می\u200cخواهم x"]
+    for normalizer, changed in (
+        (normalizers.NFC(), 0),
+        (normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()]), 0),
+        (normalizers.BertNormalizer(lowercase=True), 4),  # three accents, and the joiner of the Persian word
+        (normalizers.Replace("x", "y"), 1),
+    ):
+        tokenizer.backend_tokenizer.normalizer = normalizer
+        assert measure_tokenizer(tokenizer, texts)["changed_word_share"] == changed / 6
+
+
+@pytest.mark.parametrize(
+    ("training", "vocab_size", "text", "causes"),
+    [
+        ("la kato", 64, "la kato ŝ", ["ŝ (U+015D, 1 ×)", "did not have them"]),
+        ("".join(map(chr, range(0x4E00, 0x4E80))), 64, "上乿", ["乿 (U+4E7F, 1 ×)", "vocab_size is too small"]),
+    ],
+)
+def test_one_warning_names_the_characters_that_are_lost_and_the_cause(training, vocab_size, text, causes, caplog):
+    tokenizer = train_tokenizer([training], vocab_size)
+    caplog.clear()
+    assert measure_tokenizer(tokenizer, [text])["unknown_character_share"] > 0.01
+    (record,) = caplog.records
+    assert all(cause in record.getMessage() for cause in causes), record.getMessage()
+
+
+def test_text_without_blanks_is_read_here_and_is_the_cause_named_for_a_tokenizer_that_cannot(caplog):
+    protein = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ" * 20
+    ours = train_tokenizer([protein], 64)
+    caplog.clear()
+    assert measure_tokenizer(ours, [protein])["unknown_character_share"] == 0
+    assert not caplog.records
+    backend = Tokenizer(models.WordPiece(ours.get_vocab(), unk_token="[UNK]"))
+    stock = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+    assert measure_tokenizer(stock, [protein])["unknown_character_share"] == 1
+    assert "more than 100 characters without a blank" in caplog.text
 
 
 def test_a_large_corpus_is_read_at_even_steps():
     texts = [f"{number:010d}" for number in range(20_000)]
-    sample = [text for batch in _batches(texts, max_characters=10_000) for text in batch]
+    sample = [text for batch in batches(texts, max_characters=10_000) for text in batch]
     assert sample == texts[::20]
-    assert [text for batch in _batches(texts, max_characters=200_000) for text in batch] == texts
+    assert [text for batch in batches(texts, max_characters=200_000) for text in batch] == texts
 
 
-@pytest.mark.parametrize("tokenizer_type", ["wordpiece", "bpe"])
+@pytest.mark.parametrize("tokenizer_type", TYPES)
 def test_what_goes_on_with_a_word_is_known_by_its_mark(tokenizer_type):
     tokenizer = train_tokenizer(SENTENCES, 256, tokenizer_type)
     continues_word = find_continuations(tokenizer)
     assert continues_word.shape == (len(tokenizer),)
     assert not continues_word[tokenizer.all_special_ids].any()
     ids = tokenizer("la ŝafoj loĝis", add_special_tokens=False)["input_ids"]
-    begins = ids if tokenizer_type == "wordpiece" else ids[1:]  # the first word of a text has no space before it
-    assert (~continues_word[begins]).sum() == (3 if tokenizer_type == "wordpiece" else 2)
+    assert (~continues_word[ids]).sum() == 3
 
 
 def test_a_tokenizer_without_marks_cannot_select_whole_words():
     plain = Tokenizer(models.WordLevel({token: i for i, token in enumerate([*SPECIAL_TOKENS, "la"])}, "[UNK]"))
     with pytest.raises(InputError, match="whole_word_selection: this tokenizer does not mark"):
         find_continuations(PreTrainedTokenizerFast(tokenizer_object=plain))
+
+
+@pytest.mark.parametrize("tokenizer_type", TYPES)
+def test_the_mask_takes_its_blank_and_the_words_around_it_keep_their_tokens(tokenizer_type, tmp_path):
+    save_tokenizer(train_tokenizer(SENTENCES, 500, tokenizer_type), tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    whole = tokenizer("la ŝafoj loĝis", add_special_tokens=False)["input_ids"]
+    parts = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in ("la", "loĝis")]
+    assert tokenizer("la [MASK] loĝis", add_special_tokens=False)["input_ids"] == [*parts[0], 4, *parts[1]]
+    assert whole[: len(parts[0])] == parts[0] and whole[-len(parts[1]) :] == parts[1]
+
+
+def test_in_a_script_without_blanks_whole_words_are_refused_with_what_is_true():
+    tokenizer = train_tokenizer(["漢字文章", "文字"], 64)
+    with pytest.raises(InputError, match="every character is a word of its own"):
+        find_continuations(tokenizer)
+
+
+@pytest.mark.parametrize("tokenizer_type", ["bpe", "unigram"])
+def test_where_a_whole_word_would_be_a_phrase_it_is_refused(tokenizer_type):
+    choose, syllables = random.Random(0), [f"{a}{b}" for a in "กขคงจฉช" for b in "าิู"]
+    phrases = ["".join(choose.choices(syllables, k=30)) for _ in range(100)]
+    with pytest.raises(InputError, match="without blanks between words, so a whole word would be a whole phrase"):
+        find_continuations(train_tokenizer(phrases, 512, tokenizer_type))
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([*SPECIAL_TOKENS, "la", "hundo", "la"], "8 tokens|none has the id 5"),
+        ([*SPECIAL_TOKENS, "la", "", "", "hundo"], "none has the id 6"),
+        ([token for token in SPECIAL_TOKENS if token != "[UNK]"] + ["la"], r"Put \[UNK\] into it"),
+    ],
+    ids=["twice", "empty line", "no unknown token"],
+)
+def test_a_vocabulary_that_would_break_a_model_is_refused_with_the_way_out(lines, message, tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "ElectraTokenizer"}', encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("tokenizer_type", TYPES)
+def test_a_special_token_written_in_a_text_can_be_read_as_text(tokenizer_type):
+    backend = train_tokenizer([*SENTENCES, "[ ] S E P"], 500, tokenizer_type).backend_tokenizer
+    backend.encode_special_tokens = True
+    assert min(backend.encode("[SEP]", add_special_tokens=False).ids) > 4

@@ -1,0 +1,119 @@
+"""How well each type of tokenizer serves a language: a Markdown table for a folder of texts, one file per language.
+
+python recipes/measure_tokenizers.py --folder texts [--tokenizer_types unigram] [--vocab_size 8000] [--train_lines 700]
+
+The first lines of a file train the tokenizer, the others measure it. LANGUAGES.md holds what it printed for us.
+"""
+
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from electra_hf.errors import InputError
+from electra_hf.recipe import run_recipe
+from electra_hf.text.characters import clean_characters
+from electra_hf.text.readers import read_sentences
+from electra_hf.text.sources import find_sources
+from electra_hf.text.tokenization import load_tokenizer, measure_tokenizer, train_tokenizer
+
+COLUMNS = {
+    "tokens_per_character": ("tokens / character", "{:.3f}", max),
+    "fertility": ("tokens / word", "{:.2f}", max),
+    "unknown": ("characters in [UNK] %", "{:.2f}", max),
+    "unseen": ("of them unseen %", "{:.2f}", max),
+    "changed": ("words changed %", "{:.2f}", max),
+    "whole": ("whole %", "{:.1f}", min),
+    "whole_of_seen": ("whole, all characters seen %", "{:.1f}", min),
+}
+
+
+@dataclass
+class MeasureArguments:
+    """Which texts, and which tokenizers."""
+
+    folder: str = field(metadata={"help": "Text files, one per language, a sentence a line."})
+    tokenizer_types: list[str] = field(
+        default_factory=lambda: ["wordpiece", "bpe", "unigram"], metadata={"help": "What to train and measure."}
+    )
+    vocab_size: int = field(default=8_000, metadata={"help": "Entries of each."})
+    train_lines: int = field(default=700, metadata={"help": "Lines of each file that train; the others measure."})
+    tokenizers: str | None = field(
+        default=None, metadata={"help": "Measure existing ones, FOLDER/TYPE/LANGUAGE, instead of training any."}
+    )
+
+
+ARGUMENTS = (MeasureArguments,)
+
+
+def main(args):
+    languages = read_languages(args.folder, args.train_lines)
+    for tokenizer_type in args.tokenizer_types:
+        rows = {}
+        for language, (train, test) in languages.items():
+            if args.tokenizers:
+                tokenizer = load_tokenizer(Path(args.tokenizers) / tokenizer_type / language)
+            else:
+                tokenizer = train_tokenizer(train, args.vocab_size, tokenizer_type)
+            rows[language] = measure(tokenizer, test, set("".join(train)))
+        print(format_table(tokenizer_type, rows), flush=True)
+
+
+def read_languages(folder, train_lines):
+    """{language: (training texts, held-out texts)}, cleaned as a corpus is."""
+    languages = {}
+    with tempfile.TemporaryDirectory() as downloads:
+        for source in find_sources([folder], Path(downloads)):
+            texts = map(clean_characters, read_sentences(source, "text", "strict", Counter()))
+            texts = [text for text in texts if text]
+            if len(texts) <= train_lines:
+                raise InputError(
+                    f"{source.name} has {len(texts)} lines, none beyond the {train_lines} of train_lines."
+                )
+            languages[source.path.name.partition(".")[0]] = texts[:train_lines], texts[train_lines:]
+    return languages
+
+
+def measure(tokenizer, texts, seen):
+    """The row of a table. `seen` holds the characters of the training text.
+
+    Whole is a sentence that decoding gives back, blanks aside. Unseen are the characters inside an [UNK] that holds a
+    character which the training text does not have.
+    """
+    backend, unk = tokenizer.backend_tokenizer, tokenizer.unk_token_id
+    scores = measure_tokenizer(tokenizer, texts)
+    num_characters = sum(len(text.replace(" ", "")) for text in texts)
+    num_tokens = num_unseen = 0
+    whole, whole_of_seen = [], []
+    for text, encoding in zip(texts, backend.encode_batch(texts, add_special_tokens=False), strict=True):
+        pairs = zip(encoding.offsets, encoding.ids, strict=True)
+        unknown = [text[start:end] for (start, end), i in pairs if i == unk]
+        num_unseen += sum(len(piece) for piece in unknown if set(piece) - seen)
+        num_tokens += len(encoding.ids)
+        whole.append(backend.decode(encoding.ids).replace(" ", "") == text.replace(" ", ""))
+        if not set(text) - seen:
+            whole_of_seen.append(whole[-1])
+    return {
+        "tokens_per_character": num_tokens / num_characters,
+        "fertility": scores["fertility"],
+        "unknown": 100 * scores["unknown_character_share"],
+        "unseen": 100 * num_unseen / num_characters,
+        "changed": 100 * scores["changed_word_share"],
+        "whole": 100 * sum(whole) / len(whole),
+        "whole_of_seen": 100 * sum(whole_of_seen) / max(len(whole_of_seen), 1),
+    }
+
+
+def format_table(tokenizer_type, rows):
+    """A Markdown table, a language a line, and the worst of each column at the end."""
+    rows = rows | {
+        "worst": {name: worst(row[name] for row in rows.values()) for name, (_, _, worst) in COLUMNS.items()}
+    }
+    head = [tokenizer_type, *(title for title, _, _ in COLUMNS.values())]
+    lines = [head, ["---"] * len(head)]
+    lines += [[name, *(form.format(row[key]) for key, (_, form, _) in COLUMNS.items())] for name, row in rows.items()]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+if __name__ == "__main__":
+    run_recipe(main, *ARGUMENTS)
