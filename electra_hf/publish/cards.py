@@ -19,7 +19,7 @@ from electra_hf.publish.hardware import describe_hardware
 TEMPLATES = jinja2.PackageLoader("electra_hf.publish")  # its folder templates/, also inside a wheel
 NO_NAME = "USER/MODEL"  # stands in a card until the model is pushed somewhere
 MARKER = "<!-- electra_hf wrote this card for {}. Delete this line and the card is yours: it is never overwritten. -->"
-RUN_FILES = ("metrics.json", "corpus.json", "recipe.yaml", "curves.png", "confusion.png")
+RUN_FILES = ("metrics.json", "corpus.json", "recipe.yaml", "curves.png", "confusion.png", "scatter.png")
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "electra-hf")
 # transformers 5 has no pipeline for question answering any more, and none ever for ElectraForPreTraining.
 PIPELINES = {
@@ -151,7 +151,7 @@ def read_facts(folder):
     weights = sorted(folder.glob("*.safetensors"))
     if weights:
         facts["parameters"] = sum(_count_parameters(path) for path in weights)
-    facts["pictures"] = [name for name in ("curves.png", "confusion.png") if (folder / name).exists()]
+    facts["pictures"] = [name for name in ("curves.png", "confusion.png", "scatter.png") if (folder / name).exists()]
     facts["pipeline"] = _pipeline(facts.get("config", {}))
     facts["base_model"] = _base_model(facts.get("recipe", {}))
     facts["versions"] = {name: version(name) for name in PACKAGES}
