@@ -63,24 +63,23 @@ ARGUMENTS = (EncoderArguments, GlueArguments, ClassifierTrainingArguments)
 
 def main(encoder_args, glue_args, training_args):
     if training_args.push_to_hub:
-        raise InputError("push_to_hub: this recipe fills a table. Push one model with recipes/push.py --folder OUTPUT/TASK.")
+        raise InputError(
+            "push_to_hub: this recipe fills a table. Push one model with recipes/push.py --folder OUTPUT/TASK."
+        )
     check_folders(encoder_args, training_args.output_dir)
     output_dir = Path(training_args.output_dir)
     tasks, absent = find_tasks(glue_args)
-    if training_args.should_save:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        save_recipe(output_dir / "recipe.yaml", encoder_args, glue_args, training_args)
-
     results = {}
     for task in tasks:
         starts_from_mnli = glue_args.start_from_mnli and task.starts_from_mnli
-        start = replace(encoder_args, model_name_or_path=str(output_dir / "mnli")) if starts_from_mnli else encoder_args
-        results[task.name] = {}
-        for seed, scores in run_task(task, start, glue_args, training_args):
-            results[task.name][seed] = scores
-            if training_args.should_save:
-                write_json(output_dir / "metrics.json", summarise_glue(results))
-                write_text(output_dir / "glue.md", format_glue(results, absent, title_of(encoder_args)))
+        start = (
+            replace(encoder_args, model_name_or_path=str(output_dir / "mnli")) if starts_from_mnli else encoder_args
+        )
+        results[task.name] = run_task(task, start, glue_args, training_args)
+        if training_args.should_save:
+            save_recipe(output_dir / "recipe.yaml", encoder_args, glue_args, training_args)
+            write_json(output_dir / "metrics.json", summarise_glue(results))
+            write_text(output_dir / "glue.md", format_glue(results, absent, title_of(encoder_args)))
     if training_args.should_save:
         print((output_dir / "glue.md").read_text(encoding="utf-8"))
 
@@ -91,12 +90,15 @@ def title_of(encoder_args):
 
 
 def find_tasks(glue_args):
-    """The tasks that can be run, MNLI first if others start from it, and why the others cannot. Raises `InputError`."""
+    """The tasks that can be run, MNLI first if others start from it, and why the others cannot.
+
+    Raises `InputError` if none can.
+    """
     tasks = [TASKS[name] for name in TASKS if name in glue_args.tasks]
     absent = {name: "not asked for" for name in TASKS if name not in glue_args.tasks}
     if glue_args.glue_dir:
         lacking = [task.name for task in tasks if not find_glue_files(glue_args.glue_dir, task)]
-        absent |= {name: f"no such files in {glue_args.glue_dir}" for name in lacking}
+        absent |= dict.fromkeys(lacking, f"no such files in {glue_args.glue_dir}")
         tasks = [task for task in tasks if task.name not in lacking]
     if not tasks:
         raise InputError(
@@ -109,7 +111,7 @@ def find_tasks(glue_args):
 
 
 def run_task(task, encoder_args, glue_args, training_args):
-    """Yield (seed, scores) for each seed, from the results on disk where they belong to these settings."""
+    """The scores by seed, those on disk where they belong to these settings."""
     folder = Path(training_args.output_dir) / task.name
     arguments = ClassificationArguments(
         task=task.name,
@@ -124,6 +126,7 @@ def run_task(task, encoder_args, glue_args, training_args):
         data = load_examples(arguments)
     inputs = make_inputs(encoder_args, data, arguments.max_length)
     identity = describe_result(encoder_args, training_args, inputs)
+    results = {}
     for seed in training_args.seeds:
         file = folder / f"result-{seed}.json"
         scores = read_result(file, identity)
@@ -135,7 +138,8 @@ def run_task(task, encoder_args, glue_args, training_args):
                     trainer.model.save_pretrained(folder)
                     save_tokenizer(inputs.tokenizer, folder)
                 write_json(file, {"scores": scores, "settings": identity})
-        yield seed, scores
+        results[seed] = scores
+    return results
 
 
 def describe_result(encoder_args, training_args, inputs):

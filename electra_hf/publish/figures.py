@@ -76,7 +76,7 @@ def draw_confusion(
 
 
 def draw_scatter(predictions: list[float], references: list[float], path: str | Path) -> None:
-    """Draw a dot per text, its gold number to the right and its predicted one upwards, and the line where both agree."""
+    """Draw a dot per text, gold number to the right and predicted one upwards, and the line where both agree."""
     figure = Figure(figsize=(6, 6), layout="constrained")
     axes = figure.subplots()
     axes.scatter(references, predictions, s=9, alpha=0.4)

@@ -6,7 +6,6 @@ import math
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import datasets
 import xxhash
@@ -42,7 +41,7 @@ class ClassificationArguments:
     )
     dataset_name: str | None = field(default=None, metadata={"help": "A dataset of the Hub instead of files."})
     dataset_config_name: str | None = field(
-        default=None, metadata={"help": "Its configuration (default: the task's name, for a dataset on the Hub)."}
+        default=None, metadata={"help": "Its configuration (default: the task's, where it has that)."}
     )
     test_split: str | None = field(
         default=None,
@@ -65,8 +64,8 @@ class ClassificationArguments:
             raise InputError(f"task: expected one of {', '.join(TASKS)}, got '{self.task}'{hint}.")
         if self.task and (self.text_columns or self.label_column or self.regression is not None):
             raise InputError(
-                f"task {self.task} has its own columns and labels. Leave out text_columns, label_column and regression, "
-                "or leave out task."
+                f"task {self.task} has its own columns and labels. Leave out text_columns, label_column and "
+                "regression, or leave out task."
             )
         if not self.task and not (0 < len(self.text_columns) < 3 and self.label_column):
             raise InputError(
@@ -157,17 +156,19 @@ def _find_parts(arguments, task) -> dict[str, Iterator[Row]]:
     if arguments.glue_dir:
         files = find_glue_files(arguments.glue_dir, task)
         if not files:
+            names = " and ".join(f"{f'dev_{test}'.rstrip('_')}.tsv" for test in task.tests)
             raise InputError(
                 f"glue_dir: {arguments.glue_dir} lacks the files of {task.title}. Expected a folder {task.title} or "
-                f"{task.name} with train.tsv and {' and '.join(f'dev_{test}.tsv'.replace('_.', '.') for test in task.tests)}."
+                f"{task.name} with train.tsv and {names}."
             )
     return {name: read_table(file, columns) for name, file in files.items() if file}
 
 
 def _open_dataset(arguments, task):
-    name = arguments.dataset_name
-    config = arguments.dataset_config_name or (task.name if task and not Path(name).exists() else None)
+    name, config = arguments.dataset_name, arguments.dataset_config_name
     try:
+        if config is None and task and task.name in datasets.get_dataset_config_names(name):
+            config = task.name
         splits = datasets.load_dataset(name, config)
     except Exception as error:  # a broken file raises whatever its reader does
         if disk_fault(error):
@@ -185,14 +186,17 @@ def _test_splits(arguments, task, splits):
     wanted = arguments.test_split
     if wanted:
         if wanted not in splits:
-            raise InputError(f"test_split: {arguments.dataset_name} has no split {wanted!r}, only {', '.join(splits)}.")
+            raise InputError(
+                f"test_split: {arguments.dataset_name} has no split {wanted!r}, only {', '.join(splits)}."
+            )
         return {"": wanted}
     if task:  # the test splits of GLUE have no labels
         named = {test: f"validation_{test}".rstrip("_") for test in task.tests}
         if set(named.values()) <= set(splits):
             return named
     candidates = ("validation", "test") if task else ("test", "validation")
-    return {"": split for split in candidates[::-1] if split in splits}
+    found = [split for split in candidates if split in splits]
+    return {"": found[0]} if found else {}
 
 
 def _read_examples(rows: Iterable[Row], arguments, task: GlueTask | None) -> list[Example]:
@@ -207,22 +211,22 @@ def _read_examples(rows: Iterable[Row], arguments, task: GlueTask | None) -> lis
                 raise InputError(f"{row.place}: {error}. Correct the line or leave it out.") from None
             broken.append(row.place)
     if broken:
-        logger.warning("%s lines are broken and left out, as this task's files have some: %s …", len(broken), broken[0])
+        logger.warning(
+            "%s lines are broken and left out, as this task's files have some: %s …", len(broken), broken[0]
+        )
     return examples
 
 
 def _choose_layout(row, layouts):
     for layout in layouts:
-        if {*layout.texts, layout.label} <= row.cells.keys() or (row.fault and len(layouts) == 1):
+        if row.fault or {*layout.texts, layout.label} <= row.cells.keys():
             return layout
-    if row.fault:
-        return layouts[0]
     expected = " or ".join(", ".join([*layout.texts, layout.label]) for layout in layouts)
     missing = [name for name in [*layouts[0].texts, layouts[0].label] if name not in row.cells]
     raise InputError(
-        f"{row.place}: no column {missing[0]!r}. Expected the columns {expected}, found {', '.join(row.cells) or 'none'}. "
-        "Name the columns by text_columns (one, or two for a pair) and label_column; a test part without labels "
-        "cannot be scored."
+        f"{row.place}: no column {missing[0]!r}. Expected the columns {expected}, found "
+        f"{', '.join(row.cells) or 'none'}. Name the columns by text_columns (one, or two for a pair) and label_column; a test part "
+        "without labels cannot be scored."
     )
 
 

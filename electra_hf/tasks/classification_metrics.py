@@ -116,6 +116,10 @@ def format_scores(values: dict[str, float]) -> str:
     for key, value in values.items():
         if not re.search(r"^(eval|baseline)_", key) or key.endswith(("_mean", "_sd")):
             continue
-        spread = f"   over the seeds {values[f'{key}_mean']:.4f} ± {values[f'{key}_sd']:.4f}" if f"{key}_sd" in values else ""
+        spread = (
+            f"   over the seeds {values[f'{key}_mean']:.4f} ± {values[f'{key}_sd']:.4f}"
+            if f"{key}_sd" in values
+            else ""
+        )
         lines.append(f"{key.removeprefix('eval_').replace('_', ' '):<40} {value:.4f}{spread}")
     return "\n".join(lines)

@@ -54,9 +54,7 @@ class ClassifierInputs:
     tests_cut: int
 
 
-def make_inputs(
-    encoder_args: EncoderArguments, data: ClassificationData, max_length: int | None
-) -> ClassifierInputs:
+def make_inputs(encoder_args: EncoderArguments, data: ClassificationData, max_length: int | None) -> ClassifierInputs:
     """Load configuration and tokenizer and encode every example. Raises `InputError` if they do not fit.
 
     The tokenizer remembers max_length, so that a pipeline with truncation=True reads what the model was trained on.

@@ -82,8 +82,9 @@ WITHOUT_WNLI = tuple(name for name in TASKS if name != "wnli")  # the eight that
 def find_glue_files(glue_dir: str | Path, task: GlueTask) -> dict[str, Path]:
     """The files of a task below `glue_dir`: "train", and one per name in `task.tests`. Empty where one is missing.
 
-    The folder is called as in the official download (`SST-2`) or as the task (`sst2`), the files `train.tsv`, `dev.tsv`
-    (`dev_matched.tsv`), or as the Hub calls its parts (`validation.jsonl`). Raises `InputError` if there is no glue_dir.
+    The folder is called as in the official download (`SST-2`) or as the task (`sst2`), the files `train.tsv` and
+    `dev.tsv` (`dev_matched.tsv`), or as the Hub calls its parts (`validation.jsonl`). Raises `InputError` if there is
+    no glue_dir.
     """
     if not Path(glue_dir).is_dir():
         raise InputError(f"glue_dir: there is no folder {glue_dir}. Give the one that holds CoLA, SST-2 and so on.")
@@ -106,16 +107,16 @@ def _plain_stem(name):
 
 
 def summarise_glue(results: dict[str, dict[int, dict[str, float]]]) -> dict[str, float]:
-    """One flat dictionary of the results so far, by task, seed and score.
+    """One flat dictionary of the results so far, by task, seed and score; every task has the same seeds.
 
     Each task gives mean and sample standard deviation of its scores over the seeds. `glue_average` is over the eight
     tasks without WNLI, each with the score that the paper reports, in percent, and `glue_average_with_wnli` over all
-    nine. Both stand there only if every task of theirs has every seed; `glue_average_of_finished` is of what there is.
+    nine. Both stand there only if every task of theirs does; `glue_average_of_finished` is of what there is.
     """
     summary = {}
     for name, runs in results.items():
         for key in next(iter(runs.values())):
-            values = [run[key] for run in runs.values()]
+            values = [scores[key] for scores in runs.values()]
             summary[f"{name}_{key}_mean"] = mean(values)
             if len(values) > 1:
                 summary[f"{name}_{key}_sd"] = stdev(values)
@@ -131,12 +132,14 @@ def summarise_glue(results: dict[str, dict[int, dict[str, float]]]) -> dict[str,
 
 
 def _average(key, runs_of_tasks, names):
-    seeds = sorted(set.intersection(*(set(runs) for runs in runs_of_tasks))) if runs_of_tasks else []
+    seeds = runs_of_tasks[0] if runs_of_tasks else []
     values = [
         100 * mean(runs[seed][f"eval_{TASKS[name].score}"] for name, runs in zip(names, runs_of_tasks, strict=True))
         for seed in seeds
     ]
-    return ({f"{key}_mean": mean(values)} if values else {}) | ({f"{key}_sd": stdev(values)} if len(values) > 1 else {})
+    return ({f"{key}_mean": mean(values)} if values else {}) | (
+        {f"{key}_sd": stdev(values)} if len(values) > 1 else {}
+    )
 
 
 def format_glue(results: dict[str, dict[int, dict[str, float]]], absent: dict[str, str], title: str) -> str:
@@ -155,14 +158,14 @@ def format_glue(results: dict[str, dict[int, dict[str, float]]], absent: dict[st
         f"{_cell(summary, 'glue_average_with_wnli')} |",
         f"| majority | {' | '.join(baselines.values())} | | |",
         "",
-        "CoLA: Matthews correlation. STS: Spearman correlation. The others: accuracy (MNLI: the matched part). All × 100, "
-        "mean ± standard deviation over the seeds.",
+        "CoLA: Matthews correlation. STS: Spearman correlation. The others: accuracy (MNLI: the matched part). All × "
+        "100, mean ± standard deviation over the seeds.",
     ]
     if len(done) < len(WITHOUT_WNLI) and done:
         lines += [
             "",
-            f"Average of the {len(done)} finished ({', '.join(done)}): {_cell(summary, 'glue_average_of_finished')}. It "
-            "does not compare with an average over eight tasks.",
+            f"Average of the {len(done)} finished ({', '.join(done)}): {_cell(summary, 'glue_average_of_finished')}. "
+            "It does not compare with an average over eight tasks.",
         ]
     lines += [f"\nNot run: {TASKS[name].title} ({reason})." for name, reason in absent.items()]
     return "\n".join(lines) + "\n"

@@ -27,17 +27,11 @@ LARGEST_FIELD = 1 << 26  # bytes of a CSV field
 
 @dataclass
 class Row:
-    """One row: its cells by column, and where it stands (`line`: of a file, or the row of a dataset, from 1)."""
+    """One row: its cells by column, and where it stands, for a message: `FILE, line 3` or `DATASET, row 3`."""
 
-    source: str
-    line: int
+    place: str
     cells: dict[str, Any]
     fault: str | None = None  # what is wrong with the row as a whole
-
-    @property
-    def place(self) -> str:
-        """Where the row stands, for a message."""
-        return f"{self.source}, line {self.line}"
 
 
 def read_table(name: str | Path, columns_without_header: Sequence[str] = ()) -> Iterator[Row]:
@@ -81,8 +75,8 @@ def _read_csv(name, lines):
                 yield reader.line_num, cells
     except csv.Error as error:
         raise InputError(
-            f"{name}, line {reader.line_num}: not valid CSV ({error}). Put a field with a comma, a quotation mark or a "
-            'line end between quotation marks, and write a quotation mark in it twice ("").'
+            f"{name}, line {reader.line_num}: not valid CSV ({error}). Put a field with a comma, a quotation mark or "
+            'a line end between quotation marks, and write a quotation mark in it twice ("").'
         ) from None
 
 
@@ -100,7 +94,7 @@ def _with_header(name, rows, columns_without_header=()):
         fault = None
         if len(cells) != len(header):
             fault = f"expected {len(header)} columns ({', '.join(header)}), found {len(cells)}"
-        yield Row(name, number, dict(zip(header, cells, strict=False)), fault)
+        yield Row(f"{name}, line {number}", dict(zip(header, cells, strict=False)), fault)
 
 
 def _read_json_lines(name, lines):
@@ -115,7 +109,7 @@ def _read_json_lines(name, lines):
             raise InputError(
                 f"{name}, line {number}: expected one JSON object per line, found a {type(cells).__name__}."
             )
-        yield Row(name, number, cells)
+        yield Row(f"{name}, line {number}", cells)
 
 
 def _read_parquet(name, stream):
@@ -133,4 +127,4 @@ def read_dataset_rows(dataset: Dataset, name: str) -> Iterator[Row]:
         for column, kind in classes.items():
             label = cells[column]
             cells[column] = None if label is None or label < 0 else kind.int2str(label)
-        yield Row(name, number, cells)
+        yield Row(f"{name}, row {number}", cells)
