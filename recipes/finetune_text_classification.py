@@ -3,7 +3,8 @@
 accelerate launch recipes/finetune_text_classification.py --model_name_or_path output_dir/discriminator \
     --task sst2 --train_file SST-2/train.tsv --test_file SST-2/dev.tsv --output_dir outputs/sst2
 accelerate launch recipes/finetune_text_classification.py \
-    --config recipes/electra_small/finetune_text_classification.yaml --train_file reviews.csv --text_columns review --label_column stars
+    --config recipes/electra_small/finetune_text_classification.yaml \
+    --train_file reviews.csv --text_columns review --label_column stars
 """
 
 from dataclasses import asdict

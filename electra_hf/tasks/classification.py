@@ -225,8 +225,8 @@ def _choose_layout(row, layouts):
     missing = [name for name in [*layouts[0].texts, layouts[0].label] if name not in row.cells]
     raise InputError(
         f"{row.place}: no column {missing[0]!r}. Expected the columns {expected}, found "
-        f"{', '.join(row.cells) or 'none'}. Name the columns by text_columns (one, or two for a pair) and label_column; a test part "
-        "without labels cannot be scored."
+        f"{', '.join(row.cells) or 'none'}. Name the columns by text_columns (one, or two for a "
+        "pair) and label_column; a test part without labels cannot be scored."
     )
 
 
