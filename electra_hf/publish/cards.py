@@ -35,6 +35,9 @@ RESULTS = {
     "eval_accuracy": ("accuracy", "Accuracy"),
     "eval_macro_f1": ("f1", "Macro-F1"),
     "eval_f1": ("f1", "F1"),
+    "eval_matthews_correlation": ("matthews_correlation", "Matthews correlation"),
+    "eval_pearson": ("pearsonr", "Pearson correlation"),
+    "eval_spearman": ("spearmanr", "Spearman correlation"),
 }
 
 
@@ -205,7 +208,7 @@ def _metadata(template, facts):
 
 def _result(facts, metric_type, label, value):
     recipe = facts.get("recipe", {})
-    data = recipe.get("dataset_name") or recipe.get("test_file")
+    data = recipe.get("dataset_name") or recipe.get("test_file") or recipe.get("task")
     held_out = Path(str(data)).name if data else "held-out share of the corpus"
     return EvalResult(
         task_type=facts["pipeline"] or "other",
