@@ -41,6 +41,12 @@ class ClassifierTrainingArguments(FinetuningArguments):
         default=None, metadata={"help": "Passes over the training part (default: the paper's, 3; RTE and STS-B: 10)."}
     )
 
+    def __post_init__(self) -> None:
+        given = self.num_train_epochs
+        self.num_train_epochs = 3.0 if given is None else given  # the checks of every recipe expect a number
+        super().__post_init__()
+        self.num_train_epochs = given
+
 
 @dataclass
 class ClassifierInputs:
