@@ -22,6 +22,7 @@ from electra_hf.tasks.classifying import (
 )
 from electra_hf.tasks.finetuning import EncoderArguments, check_folders
 from electra_hf.tasks.glue import HUB_DATASET, TASKS, find_glue_files, format_glue, summarise_glue
+from electra_hf.text.names import refuse_blank_settings
 from electra_hf.text.tokenization import save_tokenizer
 
 # Settings that change nothing of a score, or stand elsewhere among what identifies a result.
@@ -47,6 +48,7 @@ class GlueArguments:
     )
 
     def __post_init__(self) -> None:
+        refuse_blank_settings(self)
         unknown = [task for task in self.tasks if task not in TASKS]
         if unknown or not self.tasks:
             raise InputError(f"tasks: expected some of {', '.join(TASKS)}, got {', '.join(unknown) or 'none'}.")

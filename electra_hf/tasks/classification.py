@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 import datasets
 import xxhash
 
-from electra_hf.errors import InputError, disk_fault
+from electra_hf.errors import InputError
 from electra_hf.tasks.glue import TASKS, GlueTask, Layout, find_glue_files
+from electra_hf.text.columns import load_hub_dataset
+from electra_hf.text.names import refuse_blank_settings
 from electra_hf.text.tables import Row, read_dataset_rows, read_table
 
 logger = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ class ClassificationArguments:
     )
 
     def __post_init__(self) -> None:
+        refuse_blank_settings(self)
         if self.task is not None and self.task not in TASKS:
             near = difflib.get_close_matches(self.task.lower().replace("-", ""), TASKS, n=1)
             hint = f" (did you mean '{near[0]}'?)" if near else ""
@@ -165,20 +168,23 @@ def _find_parts(arguments, task) -> dict[str, Iterator[Row]]:
 
 
 def _open_dataset(arguments, task):
-    name, config = arguments.dataset_name, arguments.dataset_config_name
-    try:
-        if config is None and task and task.name in datasets.get_dataset_config_names(name):
-            config = task.name
-        splits = datasets.load_dataset(name, config)
-    except Exception as error:  # a broken file raises whatever its reader does
-        if disk_fault(error):
-            raise
-        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
-        raise InputError(f"dataset_name: {name} cannot be loaded ({reason}).") from None
+    name = arguments.dataset_name
+    splits = load_hub_dataset(name, name=_configuration(arguments, task))
     if "train" not in splits:
         raise InputError(f"dataset_name: expected a split 'train' in {name}, found {', '.join(splits)}.")
     parts = {"train": "train"} | _test_splits(arguments, task, splits)
     return {part: read_dataset_rows(splits[split], f"{name}[{split}]") for part, split in parts.items()}
+
+
+def _configuration(arguments, task):
+    """The dataset's configuration: the one that is named, or the task's where the dataset has that."""
+    if arguments.dataset_config_name or not task:
+        return arguments.dataset_config_name
+    try:
+        names = datasets.get_dataset_config_names(arguments.dataset_name)
+    except Exception:  # whatever it is: loading the dataset meets it too, and its message says so
+        return None
+    return task.name if task.name in names else None
 
 
 def _test_splits(arguments, task, splits):

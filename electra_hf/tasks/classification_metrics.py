@@ -1,6 +1,7 @@
 """Scores of a classifier as `evaluate.Metric` classes, used directly: `evaluate.load` by name would need the Hub."""
 
 import re
+import warnings
 from collections import Counter
 from pathlib import Path
 from statistics import mean
@@ -36,10 +37,13 @@ class LabelScores(_Metric):
     """
 
     def _compute(self, predictions, references):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # "A single label was found": then it is 0
+            matthews = metrics.matthews_corrcoef(references, predictions)
         return {
             "accuracy": float(metrics.accuracy_score(references, predictions)),
             "macro_f1": float(metrics.f1_score(references, predictions, average="macro", zero_division=0)),
-            "matthews_correlation": float(metrics.matthews_corrcoef(references, predictions)),
+            "matthews_correlation": float(matthews),
         }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from electra_hf.errors import InputError
-from electra_hf.text.sources import inner_name
+from electra_hf.text.names import inner_name, inner_suffix
 from electra_hf.text.tables import TABLE_SUFFIXES
 
 HUB_DATASET = "nyu-mll/glue"
@@ -93,7 +93,7 @@ def find_glue_files(glue_dir: str | Path, task: GlueTask) -> dict[str, Path]:
         for folder in sorted(Path(glue_dir).iterdir())
         if folder.is_dir() and "".join(filter(str.isalnum, folder.name.lower())) == task.name
         for file in sorted(folder.iterdir())
-        if Path(inner_name(file.name)).suffix in TABLE_SUFFIXES
+        if inner_suffix(file.name) in TABLE_SUFFIXES
     }
     wanted = {"train": ["train"]} | {
         part: [f"{stem}_{part}".rstrip("_") for stem in ("dev", "validation")] for part in task.tests

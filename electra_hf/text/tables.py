@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,8 +18,10 @@ from datasets import ClassLabel, Dataset
 from datasets.table import InMemoryTable
 
 from electra_hf.errors import InputError
+from electra_hf.text.names import inner_suffix
+from electra_hf.text.prepared import cache_folder
 from electra_hf.text.readers import decode
-from electra_hf.text.sources import default_cache, find_sources, inner_name, open_texts
+from electra_hf.text.sources import find_sources, open_texts
 
 TABLE_SUFFIXES = {".tsv", ".csv", ".jsonl", ".ndjson", ".json", ".parquet"}
 LARGEST_FIELD = 1 << 26  # bytes of a CSV field
@@ -40,13 +42,13 @@ def read_table(name: str | Path, columns_without_header: Sequence[str] = ()) -> 
     In a .tsv (and .txt) a quotation mark is text; in a .csv it holds a field together. `columns_without_header` are
     the columns of a .tsv whose first line is a row already; it has a header after all if one of them stands in it.
     """
-    for source in find_sources([str(name)], default_cache() / "downloads", TABLE_SUFFIXES):
+    for source in find_sources([str(name)], cache_folder() / "downloads", TABLE_SUFFIXES):
         for text_name, stream in open_texts(source):
             yield from _read_rows(text_name, stream, columns_without_header)
 
 
 def _read_rows(name, stream, columns_without_header):
-    suffix = PurePosixPath(inner_name(name)).suffix
+    suffix = inner_suffix(name)
     if stream.peek(4)[:4] == b"PAR1":
         return _read_parquet(name, stream)
     lines = decode(enumerate(stream, start=1), name, "strict", Counter())
