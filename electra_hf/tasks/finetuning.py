@@ -249,6 +249,8 @@ def fine_tune(
     """
     set_seed(seed)
     model = build_model(auto_class, encoder_args.model_name_or_path, config, encoder_args.from_scratch)
+    # Every head averages its loss; else the Trainer multiplies that by accumulation steps and processes.
+    model.accepts_loss_kwargs = False
     several = len(training_args.seeds) > 1
     output_dir = Path(training_args.output_dir, f"seed-{seed}" if several else "")
     groups = layerwise_parameter_groups(
