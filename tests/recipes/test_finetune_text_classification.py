@@ -1,3 +1,4 @@
+import ast
 import importlib.util
 import json
 import re
@@ -183,6 +184,16 @@ def test_a_classifier_with_another_head_is_an_encoder_too(run, pairs):
     assert new["classifier.out_proj.weight"].shape[0] == 1
     encoder = [name for name in old if name.startswith("electra.")]
     assert len(encoder) > 10 and all(torch.allclose(old[name], new[name], atol=1e-6) for name in encoder)
+
+
+def test_the_loss_and_its_gradient_are_a_mean_however_a_step_is_parted(run, capsys):
+    logs = []
+    for size, parts in ((24, 1), (8, 3)):
+        parted = ("--per_device_train_batch_size", size, "--gradient_accumulation_steps", parts)
+        run("parted", "single.tsv", *OWN, "--num_train_epochs", 1, *parted)
+        logs.append(ast.literal_eval(capsys.readouterr().out.splitlines()[0]))
+    for name in ("loss", "grad_norm"):
+        assert float(logs[0][name]) == pytest.approx(float(logs[1][name]), rel=0.02)
 
 
 @pytest.mark.parametrize(
