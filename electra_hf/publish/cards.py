@@ -20,7 +20,7 @@ from electra_hf.publish.hardware import describe_hardware
 TEMPLATES = jinja2.PackageLoader("electra_hf.publish")  # its folder templates/, also inside a wheel
 NO_NAME = "USER/MODEL"  # stands in a card until the model is pushed somewhere
 MARKER = "<!-- electra_hf wrote this card for {}. Delete this line and the card is yours: it is never overwritten. -->"
-RUN_FILES = ("metrics.json", "corpus.json", "recipe.yaml", "curves.png", "confusion.png")
+RUN_FILES = ("metrics.json", "corpus.json", "recipe.yaml", "curves.png", "confusion.png", "scatter.png")
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "electra-hf")
 # transformers 5 has no pipeline for question answering any more, and none ever for ElectraForPreTraining.
 PIPELINES = {
@@ -36,6 +36,9 @@ RESULTS = {
     "eval_accuracy": ("accuracy", "Accuracy"),
     "eval_macro_f1": ("f1", "Macro-F1"),
     "eval_f1": ("f1", "F1"),
+    "eval_matthews_correlation": ("matthews_correlation", "Matthews correlation"),
+    "eval_pearson": ("pearsonr", "Pearson correlation"),
+    "eval_spearman": ("spearmanr", "Spearman correlation"),
 }
 
 
@@ -156,7 +159,7 @@ def read_facts(folder):
     weights = sorted(folder.glob("*.safetensors"))
     if weights:
         facts["parameters"] = sum(_count_parameters(path) for path in weights)
-    facts["pictures"] = [name for name in ("curves.png", "confusion.png") if (folder / name).exists()]
+    facts["pictures"] = [name for name in ("curves.png", "confusion.png", "scatter.png") if (folder / name).exists()]
     facts["pipeline"] = _pipeline(facts.get("config", {}))
     facts["base_model"] = _base_model(facts.get("recipe", {}))
     facts["versions"] = {name: version(name) for name in PACKAGES}
@@ -210,7 +213,7 @@ def _metadata(template, facts):
 
 def _result(facts, metric_type, label, value):
     recipe = facts.get("recipe", {})
-    data = recipe.get("dataset_name") or recipe.get("test_file")
+    data = recipe.get("dataset_name") or recipe.get("test_file") or recipe.get("task")
     held_out = Path(str(data)).name if data else "held-out share of the corpus"
     return EvalResult(
         task_type=facts["pipeline"] or "other",

@@ -56,8 +56,13 @@ def draw_comparison(results: list[dict], score: str, path):
     figure.savefig(Path(path), dpi=110)
 
 
-def draw_confusion(predictions: list[list[str]], references: list[list[str]], path: str | Path) -> None:
-    """Draw which tag is taken for which, each row a gold tag in shares of its words."""
+def draw_confusion(
+    predictions: list[list[str]],
+    references: list[list[str]],
+    path: str | Path,
+    title: str = "Share of the words of each gold tag",
+) -> None:
+    """Draw which tag or label is taken for which, each row a gold one in shares of its words or texts."""
     predicted, gold = list(chain(*predictions)), list(chain(*references))
     tags = sorted({*predicted, *gold})
     figure = Figure(figsize=(2 + 0.5 * len(tags),) * 2, layout="constrained")
@@ -66,7 +71,19 @@ def draw_confusion(predictions: list[list[str]], references: list[list[str]], pa
         gold, predicted, labels=tags, normalize="true", values_format=".2f", ax=axes, cmap="Blues",
         xticks_rotation="vertical", text_kw={"fontsize": 7}, colorbar=False,
     )  # fmt: skip
-    axes.set(xlabel="predicted", ylabel="gold", title="Share of the words of each gold tag")
+    axes.set(xlabel="predicted", ylabel="gold", title=title)
+    figure.savefig(Path(path), dpi=110)
+
+
+def draw_scatter(predictions: list[float], references: list[float], path: str | Path) -> None:
+    """Draw a dot per text, gold number to the right and predicted one upwards, and the line where both agree."""
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(references, predictions, s=9, alpha=0.4)
+    ends = [min(*references, *predictions), max(*references, *predictions)]
+    axes.plot(ends, ends, color="gray", linewidth=1)
+    axes.set(xlabel="gold", ylabel="predicted", title="A dot per text of the test")
+    axes.grid(alpha=0.3)
     figure.savefig(Path(path), dpi=110)
 
 

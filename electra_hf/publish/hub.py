@@ -24,7 +24,7 @@ PUSHED_FILES = (
     *("config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt"),
-    *("README.md", "curves.png", "confusion.png", "metrics.json", "corpus.json", "recipe.yaml"),
+    *("README.md", "curves.png", "confusion.png", "scatter.png", "metrics.json", "corpus.json", "recipe.yaml"),
 )
 TEXT_SUFFIXES = (".json", ".yaml", ".md", ".txt")
 SECRETS = {

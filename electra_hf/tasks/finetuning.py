@@ -125,21 +125,29 @@ def build_model(
 ) -> PreTrainedModel:
     """The encoder with a new head for a task, in fp32; all of its weights are random if `from_scratch`.
 
-    `auto_class` names the task, such as `AutoModelForTokenClassification`. Raises `InputError` where the encoder's own
-    weights are not all there.
+    `auto_class` names the task, such as `AutoModelForTokenClassification`. A head of another task, with another number
+    of labels, is left behind. Raises `InputError` where the encoder's own weights are not all there, or do not fit.
     """
     if from_scratch:
         return auto_class.from_config(config, dtype="float32")
     try:
         model, loading = auto_class.from_pretrained(
-            model_name_or_path, config=config, dtype="float32", output_loading_info=True
+            model_name_or_path,
+            config=config,
+            dtype="float32",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise _not_a_model(model_name_or_path, error) from None
     # Only the head is new. Weights of another architecture would leave a random encoder behind, with a mere warning.
-    missing = [key for key in loading["missing_keys"] if key.startswith(f"{model.base_model_prefix}.")]
+    misfits = [key for key, *_ in loading["mismatched_keys"]]
+    missing = [key for key in [*loading["missing_keys"], *misfits] if key.startswith(f"{model.base_model_prefix}.")]
     if missing:
-        raise InputError(f"model_name_or_path: {model_name_or_path} lacks {len(missing)} weights, {missing[0]} first.")
+        raise InputError(
+            f"model_name_or_path: {model_name_or_path} lacks {len(missing)} weights or has them in another shape, "
+            f"{missing[0]} first."
+        )
     return model
 
 
@@ -241,6 +249,8 @@ def fine_tune(
     """
     set_seed(seed)
     model = build_model(auto_class, encoder_args.model_name_or_path, config, encoder_args.from_scratch)
+    # Every head averages its loss; else the Trainer multiplies that by accumulation steps and processes.
+    model.accepts_loss_kwargs = False
     several = len(training_args.seeds) > 1
     output_dir = Path(training_args.output_dir, f"seed-{seed}" if several else "")
     groups = layerwise_parameter_groups(
