@@ -62,8 +62,10 @@ VIETNAMESE = (
     "Trả lời VERB\nphỏng vấn VERB\n, PUNCT\nông NOUN\nnói VERB\n. PUNCT\n\nNov Jorko PROPN\nestas AUX\ngranda ADJ\n"
 )
 CONLLU = (
-    "# text = Al la Nova Jorko.\n1-2\tAlla\t_\t_\t_\t_\t_\t_\t_\t_\n1\tAl\t_\t_\t_\t_\t_\t_\t_\t_\n2\tla\t_\t_\t_\t_\t_\t_\t_\t_\n"
-    "3\tNova Jorko\t_\t_\t_\t_\t_\t_\t_\tSpaceAfter=No\n3.1\tnenio\t_\t_\t_\t_\t_\t_\t_\t_\n4\t.\t_\t_\t_\t_\t_\t_\t_\t_\n"
+    "# text = Al la Nova Jorko.\n"
+    "1-2\tAlla\t_\t_\t_\t_\t_\t_\t_\t_\n1\tAl\t_\t_\t_\t_\t_\t_\t_\t_\n2\tla\t_\t_\t_\t_\t_\t_\t_\t_\n"
+    "3\tNova Jorko\t_\t_\t_\t_\t_\t_\t_\tSpaceAfter=No\n"
+    "3.1\tnenio\t_\t_\t_\t_\t_\t_\t_\t_\n4\t.\t_\t_\t_\t_\t_\t_\t_\t_\n"
 )
 
 
