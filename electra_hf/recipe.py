@@ -1,18 +1,24 @@
 """A recipe from its start to its exit code: settings from a YAML file and flags, their record, signals, errors."""
 
 import difflib
+import io
 import json
+import math
 import os
 import signal
 import sys
-from dataclasses import asdict, fields, is_dataclass
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
+from typing import get_type_hints
 
-import yaml
 from transformers import HfArgumentParser
 
+from electra_hf.addresses import public_text
 from electra_hf.errors import InputError, disk_fault
+from electra_hf.settings import convert_setting, read_settings, write_settings
 
 # SIGHUP comes when a terminal closes or an ssh line drops: the commonest interruption of all.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -29,79 +35,88 @@ class _Parser(HfArgumentParser):
         raise InputError(message)
 
 
-def parse_arguments(*argument_classes, argv=None):
+def parse_arguments(*argument_classes: type, argv: list[str] | None = None) -> list:
     """Fill the dataclasses from `--config FILE.yaml` and the flags in `argv` (default: the command line).
 
     A key of the file is the name of a flag. Flags win over the file, the file over the defaults; an unknown key is an
     error. Returns one instance per class. Raises `InputError`.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    flags = _parse_flags(argument_classes, sys.argv[1:] if argv is None else argv)
+    config = flags.pop("config", None)
+    return _build(argument_classes, (_read_config(argument_classes, config) if config is not None else {}) | flags)
+
+
+def fill_arguments(argument_classes: tuple[type, ...], settings: dict) -> list:
+    """Fill the dataclasses from plain values by name, as a YAML file has them. Raises `InputError`."""
+    known = _known_settings(argument_classes)
+    for name in settings:
+        _check_known(name, known)
+    return _build(argument_classes, {name: convert_setting(*known[name], value) for name, value in settings.items()})
+
+
+def _parse_flags(argument_classes, argv):
+    """The settings that stand on the command line, and no others."""
     parser = _Parser(argument_classes, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE.yaml", help="The recipe: a flat YAML file of the flags below.")
-    config, _ = parser.parse_known_args(argv)
-    tokens = _tokens_from_yaml(parser, config.config) if config.config else []
-    # The file's values stand before the user's flags, and argparse lets the last one win.
-    try:
-        *arguments, _, unknown = parser.parse_args_into_dataclasses(
-            tokens + argv, return_remaining_strings=True, look_for_args_file=False
-        )
-    except (ValueError, ImportError) as error:  # what the dataclasses themselves refuse, bf16 without a GPU say
-        raise InputError(str(error)) from error
+    for action in parser._actions:
+        action.required = False  # the file may have it
+    # argparse fills in defaults, which would hide what the file says. It leaves a name alone that has a value already.
+    not_given = object()
+    namespace = Namespace(**{action.dest: not_given for action in parser._actions if action.dest != "help"})
+    namespace, unknown = parser.parse_known_args(list(argv), namespace)
     if unknown:
         known = {option for action in parser._actions for option in action.option_strings}
         raise InputError(f"{unknown[0]} is not a setting of this recipe{_suggestion(unknown[0], known)}.")
-    return arguments
+    given = {name: value for name, value in vars(namespace).items() if value is not not_given}
+    for name, value in given.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"--{name}: expected a number, got {value}.")
+    return given
 
 
-def _tokens_from_yaml(parser, path):
-    """The file as command-line tokens, each key checked alone so that an error can name its line."""
-    known = {action.dest for action in parser._actions} - {"help", "config"}
-    tokens = []
-    for key, value, line in _read_flat_yaml(path):
-        if key not in known:
-            raise InputError(f"{path}, line {line}: unknown key '{key}'{_suggestion(key, known)}.")
-        try:
-            key_tokens = as_flags(key, value)
-            parser.parse_known_args(key_tokens)
-        except InputError as error:
-            raise InputError(f"{path}, line {line}: {error}") from None
-        tokens += key_tokens
-    return tokens
+def _known_settings(argument_classes):
+    """Each setting's name with its field and its type."""
+    known = {}
+    for argument_class in argument_classes:
+        types = get_type_hints(argument_class)
+        known |= {field.name: (field, types[field.name]) for field in fields(argument_class) if field.init}
+    return known
 
 
-def _read_flat_yaml(path):
-    """Yield (key, value, line number) in the order of the file."""
-    if not Path(path).is_file():
-        raise InputError(f"--config: there is no file {path}.")
+def _read_config(argument_classes, path):
+    known, chosen = _known_settings(argument_classes), {}
+    settings = read_settings(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        node, values = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if values is None:
-        return
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected one 'key: value' per line, found a {type(values).__name__}.")
-    seen = set()
-    for key_node, _ in node.value:
-        key, line = key_node.value, key_node.start_mark.line + 1
-        if key in seen:
-            raise InputError(f"{path}, line {line}: the key '{key}' stands there a second time.")
-        seen.add(key)
-        yield key, values.get(key), line
+        for setting in settings:
+            _check_known(setting.name, known)
+        for setting in settings:
+            chosen[setting.name] = convert_setting(*known[setting.name], setting.value)
+    except InputError as error:
+        raise InputError(f"{path}, line {setting.line}: {error}") from None
+    return chosen
 
 
-def as_flags(key, value) -> list[str]:
-    """A setting as it stands in a YAML file, as the flags of a command line."""
-    if value is None:
-        return []
-    if isinstance(value, dict):
-        return [f"--{key}={json.dumps(value)}"]
-    if isinstance(value, list):
-        if not value or any(isinstance(item, (list, dict)) for item in value):
-            raise InputError(f"{key}: expected a list of plain values.")
-        return [f"--{key}", *map(str, value)]
-    return [f"--{key}={value}"]
+def _check_known(name, known):
+    if name not in known:
+        raise InputError(f"unknown key '{name}'{_suggestion(name, known)}.")
+
+
+def _build(argument_classes, chosen):
+    known = _known_settings(argument_classes)
+    required = [name for name, (field, _) in known.items() if field.default is field.default_factory is MISSING]
+    if missing := [f"--{name}" for name in required if name not in chosen]:
+        raise InputError(f"{', '.join(missing)} must be given, as a flag or as a key of the file for --config.")
+    groups = []
+    for argument_class in argument_classes:
+        names = {field.name for field in fields(argument_class)}
+        own = {name: value for name, value in chosen.items() if name in names}
+        try:
+            group = argument_class(**own)
+        except (ValueError, ImportError) as error:  # what the dataclasses themselves refuse, bf16 without a GPU say
+            raise InputError(str(error)) from error
+        group.chosen_settings = tuple(own)  # for `save_recipe`; a tuple, since a set is pickled in any order
+        groups.append(group)
+    return groups
 
 
 def _suggestion(name, known):
@@ -109,8 +124,8 @@ def _suggestion(name, known):
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 
-def as_dict(key, value):
-    """A setting that is itself a set of settings: a mapping in YAML, JSON on the command line."""
+def as_dict(key: str, value: dict | str | None) -> dict:
+    """A setting that is itself a set of settings: a mapping in YAML, JSON on the command line. Raises `InputError`."""
     if value is None:
         return {}
     if isinstance(value, str):
@@ -125,45 +140,63 @@ def as_dict(key, value):
     return value
 
 
-def save_recipe(path, *arguments):
-    """Write every setting as it ran to a YAML file that `--config` reads again. Secrets are never written."""
+def save_recipe(path: str | Path, *groups) -> None:
+    """Write every setting as it ran to a YAML file that `--config` reads again.
+
+    The settings that were chosen stand first. Tokens are never written, and addresses lose what only the server may
+    read. `groups` are what `parse_arguments` returned; of a name that stands in two of them the last one counts.
+    """
     recipe = {}
-    for group in arguments:
+    chosen = {name for group in groups for name in vars(group).get("chosen_settings", ())}
+    for group in groups:
         for setting in fields(group):
             value = getattr(group, setting.name)
-            if is_dataclass(value):
-                value = asdict(value)
-            if setting.init and value is not None and value != [] and not setting.name.endswith("_token"):
-                recipe[setting.name] = value.value if isinstance(value, Enum) else value
-    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
-    Path(path).write_text(text, encoding="utf-8")
+            value = asdict(value) if is_dataclass(value) else value.value if isinstance(value, Enum) else value
+            # An empty value is worth a line only where the default is another one.
+            is_said = value not in (None, []) or setting.name in chosen or setting.default not in (None, [], "", MISSING)
+            if setting.init and is_said and not setting.name.endswith("_token"):
+                recipe[setting.name] = value
+    write_settings(
+        path,
+        {name: value for name, value in recipe.items() if name in chosen},
+        {name: value for name, value in recipe.items() if name not in chosen},
+    )
 
 
-def write_json(values: dict, path: str | Path) -> None:
-    """Write numbers by name, such as metrics.json."""
-    Path(path).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def run_recipe(main, *argument_classes):
+def run_recipe(main: Callable, *argument_classes: type) -> None:
     """Parse, run `main(*arguments)`, and turn a wrong input into one message and exit code 2 (DESIGN: exit codes)."""
     exit_on_signals()
+    print_whatever_comes()
     try:
         arguments = parse_arguments(*argument_classes)
         main(*arguments)
     except Exception as error:
         if isinstance(error, (InputError, FloatingPointError)):  # numbers broke: the message says what to lower
             message = error
+        elif isinstance(error, UnicodeEncodeError):  # LC_ALL=C: names of files are ASCII there
+            letters = ascii(error.object[error.start : error.end])
+            message = (
+                f"{letters} has no place in the encoding of this terminal or file system ({error.encoding}). "
+                "Set the variable PYTHONUTF8=1, and start the same command again."
+            )
         elif fault := disk_fault(error):
             message = f"{fault}. Make room there, or name a place that you may use, and start the same command again."
         else:
             raise
         # Every rank meets the same wrong input; one message is enough.
         if os.environ.get("RANK", "0") == "0":
-            print(f"error: {message}", file=sys.stderr)
+            print(f"error: {public_text(str(message))}", file=sys.stderr)
         sys.exit(2)
 
 
-def exit_on_signals():
+def print_whatever_comes() -> None:
+    """Print a letter that the terminal's encoding lacks, such as ĉ under LC_ALL=C, as its number (\\u0109)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def exit_on_signals() -> None:
     """Outside of training there is nothing to save: end at once, with the exit code of the signal (143, 130, 129)."""
     signals = stop_signals()
 

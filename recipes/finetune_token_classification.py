@@ -10,10 +10,11 @@ from pathlib import Path
 
 from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
+from electra_hf.files import write_json
 from electra_hf.publish.cards import CardArguments, fill_tagger_card
 from electra_hf.publish.figures import draw_confusion
 from electra_hf.publish.hub import push_results, take_push_settings
-from electra_hf.recipe import run_recipe, save_recipe, write_json
+from electra_hf.recipe import run_recipe, save_recipe
 from electra_hf.tasks.alignment import IGNORED, gather_words, labels_and_losses, make_windows
 from electra_hf.tasks.finetuning import (
     EncoderArguments,
@@ -83,7 +84,7 @@ def main(encoder_args, data_args, card_args, training_args):
         runs.append({"eval_loss": loss} | compute_tagging_scores(predicted, gold, scheme))
         if training_args.should_save:  # on the first process alone
             if len(training_args.seeds) > 1:
-                write_json(runs[-1], Path(trainer.args.output_dir) / "metrics.json")
+                write_json(Path(trainer.args.output_dir) / "metrics.json", runs[-1])
             if len(runs) == 1:
                 types = score_each_type(predicted, gold, scheme) if scheme else None
                 trainer.model.save_pretrained(output_dir)
@@ -104,7 +105,7 @@ def main(encoder_args, data_args, card_args, training_args):
     }
     if training_args.should_save:
         save_recipe(output_dir / "recipe.yaml", encoder_args, data_args, card_args, training_args, push)
-        write_json(metrics, output_dir / "metrics.json")
+        write_json(output_dir / "metrics.json", metrics)
         print(format_scores(metrics, unknown_labels))
 
         # Card, and the Hub where it is asked for: whatever happens there, the results are on disk
