@@ -153,7 +153,9 @@ def save_recipe(path: str | Path, *groups) -> None:
             value = getattr(group, setting.name)
             value = asdict(value) if is_dataclass(value) else value.value if isinstance(value, Enum) else value
             # An empty value is worth a line only where the default is another one.
-            is_said = value not in (None, []) or setting.name in chosen or setting.default not in (None, [], "", MISSING)
+            is_said = (
+                value not in (None, []) or setting.name in chosen or setting.default not in (None, [], "", MISSING)
+            )
             if setting.init and is_said and not setting.name.endswith("_token"):
                 recipe[setting.name] = value
     write_settings(

@@ -122,7 +122,7 @@ def _construct(loader, key, value, path):
 
 
 def convert_setting(field: Field, annotation: Any, value: Any) -> Any:
-    """The plain value as the dataclass field has it, annotated as `annotation`. Raises `InputError` if it does not fit.
+    """The plain value as a dataclass field of the type `annotation` has it. Raises `InputError` if it does not fit.
 
     A whole number is a number, 1e3 is a whole number, and one value is a list of one.
     """
@@ -208,7 +208,7 @@ def _show(value):
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     names = {str: "text", int: "number", float: "number", dict: "settings"}
-    shown = f"the {names.get(type(value), type(value).__name__)} {value!r}"
+    shown = f"the {names.get(type(value), type(value).__name__)} {repr(value) if isinstance(value, str) else value}"
     return shown if len(shown) < 100 else f"{shown[:100]}..."
 
 
@@ -217,7 +217,9 @@ def _hint(annotation, value):
         return " Leave the line out for the default."
     items = value if isinstance(value, list) else [value]
     wants_text = "a text" in _describe(annotation)
-    return " Put it in quotes." if wants_text and not any(isinstance(item, (str, list, dict)) for item in items) else ""
+    return (
+        " Put it in quotes." if wants_text and not any(isinstance(item, (str, list, dict)) for item in items) else ""
+    )
 
 
 def write_settings(path: str | Path, chosen: dict, others: dict) -> None:
