@@ -17,11 +17,12 @@ CHUNK = 1 << 20  # bytes
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Replace the file at `path` by `text` in UTF-8."""
+    """Replace the file at `path` by `text` in UTF-8; a letter that UTF-8 lacks is written as its number."""
     path = Path(path)
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        # A file name that is no UTF-8 holds such letters. In JSON their numbers are the letters themselves.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         flush(temporary)
         os.replace(temporary, path)
     finally:
@@ -77,6 +78,8 @@ def set_aside(path: str | Path) -> Path:
     aside = path.with_name(f"{path.name}.aside")
     if aside.is_dir():
         shutil.rmtree(aside)
+    else:
+        aside.unlink(missing_ok=True)
     os.replace(path, aside)
     return aside
 

@@ -1,24 +1,24 @@
 """A recipe from its start to its exit code: settings from a YAML file and flags, their record, signals, errors."""
 
-import argparse
 import difflib
+import io
 import json
+import math
 import os
-import re
 import signal
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from types import UnionType
-from typing import Union, get_args, get_origin, get_type_hints
+from typing import get_type_hints
 
-import yaml
 from transformers import HfArgumentParser
 
+from electra_hf.addresses import public_text
 from electra_hf.errors import InputError, disk_fault
-from electra_hf.files import write_text
+from electra_hf.settings import convert_setting, read_settings, write_settings
 
 # SIGHUP comes when a terminal closes or an ssh line drops: the commonest interruption of all.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -41,167 +41,82 @@ def parse_arguments(*argument_classes: type, argv: list[str] | None = None) -> l
     A key of the file is the name of a flag. Flags win over the file, the file over the defaults; an unknown key is an
     error. Returns one instance per class. Raises `InputError`.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    flags = _parse_flags(argument_classes, sys.argv[1:] if argv is None else argv)
+    config = flags.pop("config", None)
+    return _build(argument_classes, (_read_config(argument_classes, config) if config is not None else {}) | flags)
+
+
+def fill_arguments(argument_classes: tuple[type, ...], settings: dict) -> list:
+    """Fill the dataclasses from plain values by name, as a YAML file has them. Raises `InputError`."""
+    known = _known_settings(argument_classes)
+    for name in settings:
+        _check_known(name, known)
+    return _build(argument_classes, {name: convert_setting(*known[name], value) for name, value in settings.items()})
+
+
+def _parse_flags(argument_classes, argv):
+    """The settings that stand on the command line, and no others."""
     parser = _Parser(argument_classes, allow_abbrev=False)
-    config, _ = _config_parser().parse_known_args(argv)
     parser.add_argument("--config", metavar="FILE.yaml", help="The recipe: a flat YAML file of the flags below.")
-    tokens = _read_config(parser, config.config, argument_classes) if config.config else []
-    # The file's values stand before the user's flags, and argparse lets the last one win.
-    try:
-        *arguments, _, unknown = parser.parse_args_into_dataclasses(
-            tokens + argv, return_remaining_strings=True, look_for_args_file=False
-        )
-    except (ValueError, ImportError) as error:  # what the dataclasses themselves refuse, bf16 without a GPU say
-        raise InputError(str(error)) from error
+    for action in parser._actions:
+        action.required = False  # the file may have it
+    # argparse fills in defaults, which would hide what the file says. It leaves a name alone that has a value already.
+    not_given = object()
+    namespace = Namespace(**{action.dest: not_given for action in parser._actions if action.dest != "help"})
+    namespace, unknown = parser.parse_known_args(list(argv), namespace)
     if unknown:
         known = {option for action in parser._actions for option in action.option_strings}
         raise InputError(f"{unknown[0]} is not a setting of this recipe{_suggestion(unknown[0], known)}.")
-    return arguments
+    given = {name: value for name, value in vars(namespace).items() if value is not not_given}
+    for name, value in given.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"--{name}: expected a number, got {value}.")
+    return given
 
 
-def _config_parser():
-    """Looks for --config alone: flags that a recipe requires may stand in the file."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
-    return parser
+def _known_settings(argument_classes):
+    """Each setting's name with its field and its type."""
+    known = {}
+    for argument_class in argument_classes:
+        types = get_type_hints(argument_class)
+        known |= {field.name: (field, types[field.name]) for field in fields(argument_class) if field.init}
+    return known
 
 
-def _read_config(parser, path, argument_classes):
-    """The file as command-line tokens, each key checked alone so that an error can name its line.
+def _read_config(argument_classes, path):
+    known, chosen = _known_settings(argument_classes), {}
+    settings = read_settings(path)
+    try:
+        for setting in settings:
+            _check_known(setting.name, known)
+        for setting in settings:
+            chosen[setting.name] = convert_setting(*known[setting.name], setting.value)
+    except InputError as error:
+        raise InputError(f"{path}, line {setting.line}: {error}") from None
+    return chosen
 
-    What no token can say (null, an empty list) becomes the parser's default.
-    """
-    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
-    settings = _settings_of(argument_classes)
-    tokens = []
-    for key, value, node in _read_flat_yaml(path):
-        place = f"{path}, line {node.start_mark.line + 1}"
-        if key not in actions:
-            raise InputError(f"{place}: unknown key '{key}'{_suggestion(key, actions)}.")
-        actions[key].required = False
+
+def _check_known(name, known):
+    if name not in known:
+        raise InputError(f"unknown key '{name}'{_suggestion(name, known)}.")
+
+
+def _build(argument_classes, chosen):
+    known = _known_settings(argument_classes)
+    required = [name for name, (field, _) in known.items() if field.default is field.default_factory is MISSING]
+    if missing := [f"--{name}" for name in required if name not in chosen]:
+        raise InputError(f"{', '.join(missing)} must be given, as a flag or as a key of the file for --config.")
+    groups = []
+    for argument_class in argument_classes:
+        names = {field.name for field in fields(argument_class)}
+        own = {name: value for name, value in chosen.items() if name in names}
         try:
-            if value is None or value == []:
-                parser.set_defaults(**{key: _check_empty(key, value, settings[key])})
-                continue
-            key_tokens = _as_tokens(key, value, node, settings[key])
-            _check_tokens(parser, key_tokens)
-        except InputError as error:
-            raise InputError(f"{place}: {error}") from None
-        tokens += key_tokens
-    return tokens
-
-
-def _settings_of(argument_classes):
-    """The types that a value of each setting may have, by its name, such as {int, NoneType}."""
-    types = {}
-    for group in argument_classes:
-        hints = get_type_hints(group)
-        for setting in fields(group):
-            parts = get_args(hints[setting.name]) if _is_union(hints[setting.name]) else [hints[setting.name]]
-            types[setting.name] = {get_origin(part) or part for part in parts}
-            if setting.default is None:
-                types[setting.name].add(type(None))
-    return types
-
-
-def _is_union(hint):
-    return get_origin(hint) in (Union, UnionType)
-
-
-def _check_empty(key, value, types):
-    if value is None and type(None) not in types:
-        raise InputError(f"{key}: null is no value of this setting. Leave the line out to get the default.")
-    if value == [] and list not in types:
-        raise InputError(f"{key}: expected a plain value, found an empty list.")
-    return value
-
-
-def _check_tokens(parser, tokens):
-    """Let argparse read these tokens alone, without asking for the flags that a recipe requires."""
-    required = [action for action in parser._actions if action.required]
-    for action in required:
-        action.required = False
-    try:
-        parser.parse_known_args(tokens)
-    finally:
-        for action in required:
-            action.required = True
-
-
-def _as_tokens(key, value, node, types):
-    """One setting of the file as flags: numbers as YAML means them, text as it stands in the file."""
-    if isinstance(value, dict):
-        if not types & {dict, str}:
-            raise InputError(f"{key}: expected a plain value, found settings by name.")
-        return [f"--{key}={json.dumps(value, default=str)}"]
-    if isinstance(value, (list, tuple, set)):
-        if any(not isinstance(item, yaml.ScalarNode) for item in node.value) or isinstance(value, set):
-            raise InputError(f"{key}: expected a list of plain values.")
-        if list not in types:
-            raise InputError(f"{key}: expected one value, found a list of {len(value)}.")
-        return [
-            f"--{key}",
-            *(_as_text(item, item_node, types) for item, item_node in zip(value, node.value, strict=True)),
-        ]
-    return [f"--{key}={_as_text(value, node, types)}"]
-
-
-def _as_text(value, node, types):
-    if isinstance(value, bool):
-        # YAML reads no, off and yes as truth values. Where a setting is text (eval_strategy: no), they are text.
-        return str(value) if bool in types else node.value
-    if isinstance(value, (int, float)) and types & {int, float}:
-        return repr(int(value)) if isinstance(value, float) and value.is_integer() else repr(value)
-    if int in types and not types & {str, float}:
-        return _whole_number(node.value)
-    return node.value
-
-
-def _whole_number(text):
-    """1e3, which YAML takes for text, as 1000."""
-    try:
-        number = float(text)
-        return str(int(number)) if number.is_integer() else text
-    except (ValueError, OverflowError):
-        return text
-
-
-def _read_flat_yaml(path):
-    """Yield (key, value, node of the value) in the order of the file."""
-    if not Path(path).is_file():
-        raise InputError(f"--config: there is no file {path}.")
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        document, values = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
-    # A date that is none is a ValueError of its own; deep nesting ends in a RecursionError.
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if values is None:
-        return
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected one 'key: value' per line, found a {type(values).__name__}.")
-    seen = set()
-    for key_node, node in document.value:
-        line = key_node.start_mark.line + 1
-        if not isinstance(key_node, yaml.ScalarNode):
-            raise InputError(f"{path}, line {line}: expected the name of a setting before the colon.")
-        key = key_node.value
-        if key in seen:
-            raise InputError(f"{path}, line {line}: the key '{key}' stands there a second time.")
-        seen.add(key)
-        # The loader's own reading of the key: `on: 1` has the key True.
-        yield key, values.get(key, node.value), node
-
-
-def as_flags(key: str, value: object) -> list[str]:
-    """A setting by its value, as the flags of a command line."""
-    if value is None or value == []:
-        return []
-    if isinstance(value, dict):
-        return [f"--{key}={json.dumps(value)}"]
-    if isinstance(value, list):
-        return [f"--{key}", *map(str, value)]
-    return [f"--{key}={value}"]
+            group = argument_class(**own)
+        except (ValueError, ImportError) as error:  # what the dataclasses themselves refuse, bf16 without a GPU say
+            raise InputError(str(error)) from error
+        group.chosen_settings = tuple(own)  # for `save_recipe`; a tuple, since a set is pickled in any order
+        groups.append(group)
+    return groups
 
 
 def _suggestion(name, known):
@@ -209,8 +124,8 @@ def _suggestion(name, known):
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 
-def as_dict(key, value):
-    """A setting that is itself a set of settings: a mapping in YAML, JSON on the command line."""
+def as_dict(key: str, value: dict | str | None) -> dict:
+    """A setting that is itself a set of settings: a mapping in YAML, JSON on the command line. Raises `InputError`."""
     if value is None:
         return {}
     if isinstance(value, str):
@@ -225,71 +140,65 @@ def as_dict(key, value):
     return value
 
 
-def save_recipe(path: str | Path, *arguments: object) -> None:
+def save_recipe(path: str | Path, *groups) -> None:
     """Write every setting as it ran to a YAML file that `--config` reads again.
 
-    Those that differ from their defaults come first, all others below. Secrets are never written: no token, and no
-    password or signed query of an address.
+    The settings that were chosen stand first. Tokens are never written, and addresses lose what only the server may
+    read. `groups` are what `parse_arguments` returned; of a name that stands in two of them the last one counts.
     """
-    chosen, others = {}, {}
-    for group in arguments:
+    recipe = {}
+    chosen = {name for group in groups for name in vars(group).get("chosen_settings", ())}
+    for group in groups:
         for setting in fields(group):
-            if not setting.init or setting.name.endswith("_token"):
-                continue
-            default = setting.default_factory() if setting.default is MISSING else setting.default
-            value, default = _plain(getattr(group, setting.name)), _plain(default)
-            (others if value == default else chosen)[setting.name] = redact(value)
-    others = {name: value for name, value in others.items() if value is not None and value != []}
-    texts = ["# Chosen by the user or the recipe. An address is without its password and query.", _dump(chosen)]
-    texts += ["# All other settings, at their defaults.", _dump(others)] if others else []
-    write_text(path, "\n".join(texts))
-
-
-def _plain(value):
-    if value is MISSING:
-        return None
-    if is_dataclass(value):
-        return asdict(value)
-    return value.value if isinstance(value, Enum) else value
-
-
-def _dump(settings):
-    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True) if settings else ""
-
-
-def redact(value: object) -> object:
-    """The value without what an address in it may carry for the server alone: a password, a signed query."""
-    if isinstance(value, str) and "://" in value:
-        return re.sub(r"(\w+://)(?:[^\s/@]*@)?([^\s?#]*)(?:[?#]\S*)?", r"\1\2", value)
-    if isinstance(value, dict):
-        return {key: redact(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [redact(item) for item in value]
-    return value
+            value = getattr(group, setting.name)
+            value = asdict(value) if is_dataclass(value) else value.value if isinstance(value, Enum) else value
+            # An empty value is worth a line only where the default is another one.
+            is_said = (
+                value not in (None, []) or setting.name in chosen or setting.default not in (None, [], "", MISSING)
+            )
+            if setting.init and is_said and not setting.name.endswith("_token"):
+                recipe[setting.name] = value
+    write_settings(
+        path,
+        {name: value for name, value in recipe.items() if name in chosen},
+        {name: value for name, value in recipe.items() if name not in chosen},
+    )
 
 
 def run_recipe(main: Callable, *argument_classes: type) -> None:
     """Parse, run `main(*arguments)`, and turn a wrong input into one message and exit code 2 (DESIGN: exit codes)."""
     exit_on_signals()
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a letter that the terminal lacks must not end a run
+    print_whatever_comes()
     try:
         arguments = parse_arguments(*argument_classes)
         main(*arguments)
     except Exception as error:
         if isinstance(error, (InputError, FloatingPointError)):  # numbers broke: the message says what to lower
             message = error
+        elif isinstance(error, UnicodeEncodeError):  # LC_ALL=C: names of files are ASCII there
+            letters = ascii(error.object[error.start : error.end])
+            message = (
+                f"{letters} has no place in the encoding of this terminal or file system ({error.encoding}). "
+                "Set the variable PYTHONUTF8=1, and start the same command again."
+            )
         elif fault := disk_fault(error):
             message = f"{fault}. Make room there, or name a place that you may use, and start the same command again."
         else:
             raise
         # Every rank meets the same wrong input; one message is enough.
         if os.environ.get("RANK", "0") == "0":
-            print(f"error: {message}", file=sys.stderr)
+            print(f"error: {public_text(str(message))}", file=sys.stderr)
         sys.exit(2)
 
 
-def exit_on_signals():
+def print_whatever_comes() -> None:
+    """Print a letter that the terminal's encoding lacks, such as ĉ under LC_ALL=C, as its number (\\u0109)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def exit_on_signals() -> None:
     """Outside of training there is nothing to save: end at once, with the exit code of the signal (143, 130, 129)."""
     signals = stop_signals()
 

@@ -14,7 +14,6 @@ import export
 import finetune_token_classification as finetune
 import pretrain
 import torch
-import yaml
 
 from electra_hf import ElectraTrainer
 from electra_hf.errors import InputError
@@ -24,7 +23,8 @@ from electra_hf.model.flops import flops_per_token
 from electra_hf.model.objectives import OBJECTIVES
 from electra_hf.model.sharing import EMBEDDING_SHARINGS
 from electra_hf.publish.figures import draw_comparison
-from electra_hf.recipe import as_dict, as_flags, parse_arguments, run_recipe
+from electra_hf.recipe import as_dict, fill_arguments, run_recipe
+from electra_hf.settings import read_settings as read_yaml
 from electra_hf.text.tokenization import load_tokenizer
 
 REFERENCE = ("electra", "shared")  # what every other variant is compared with
@@ -126,7 +126,7 @@ def check_same_comparison(args):
 def read_settings(key, path):
     if path is None or not Path(path).is_file():
         raise InputError(f"{key}: expected a recipe file such as recipes/esperanto_tiny/pretrain.yaml, got {path}.")
-    return yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    return {setting.name: setting.value for setting in read_yaml(path)}
 
 
 def folder_of(args, variant, seed):
@@ -170,8 +170,7 @@ def count_flops(args, settings, steps=None):
 
 
 def parse(argument_classes, settings):
-    flags = [flag for key, value in settings.items() for flag in as_flags(key, value)]
-    return parse_arguments(*argument_classes, argv=flags)
+    return fill_arguments(argument_classes, settings)
 
 
 def pretrain_once(settings):

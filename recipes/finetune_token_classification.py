@@ -109,8 +109,8 @@ def main(encoder_args, data_args, card_args, training_args):
         print(format_scores(metrics, unknown_labels))
 
         # Card, and the Hub where it is asked for: whatever happens there, the results are on disk
-        fill_tagger_card(output_dir, push.tagger, scheme=scheme, types=types, **asdict(card_args))
-        push_results({output_dir: push.tagger}, push)
+        fill_tagger_card(output_dir, push.repo_id, scheme=scheme, types=types, **asdict(card_args))
+        push_results({output_dir: push.repo_id}, push)
 
 
 if __name__ == "__main__":

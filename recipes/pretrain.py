@@ -92,15 +92,15 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
         write_json(output_dir / "metrics.json", metrics)
         draw_curves(trainer.state.log_history, output_dir / "curves.png")
         model.save_discriminator(output_dir / "discriminator", tokenizer)
-        repositories = {output_dir / "discriminator": push.discriminator}
+        repositories = {output_dir / "discriminator": push.discriminator_repo_id}
         if model.generator is not None:
             model.save_generator(output_dir / "generator", tokenizer)
-            repositories[output_dir / "generator"] = push.generator
+            repositories[output_dir / "generator"] = push.generator_repo_id
 
         # Cards, and the Hub where it is asked for: whatever happens there, the results are on disk
-        fill_discriminator_card(output_dir, push.discriminator, push.generator, **asdict(card_args))
+        fill_discriminator_card(output_dir, push.discriminator_repo_id, push.generator_repo_id, **asdict(card_args))
         if model.generator is not None:
-            fill_generator_card(output_dir, push.generator, push.discriminator, **asdict(card_args))
+            fill_generator_card(output_dir, push.generator_repo_id, push.discriminator_repo_id, **asdict(card_args))
         push_results(repositories, push)
 
 

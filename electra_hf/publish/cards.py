@@ -1,6 +1,5 @@
-"""Model cards: templates, filled with what a run left on disk. What the run did not record says "not recorded"."""
+"""Model cards: templates, filled with what a run left on disk. What a run did not record reads "not recorded"."""
 
-import json
 import math
 import re
 import shutil
@@ -9,17 +8,26 @@ from importlib.metadata import version
 from pathlib import Path
 
 import jinja2
-import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from safetensors import safe_open
 
+from electra_hf.addresses import public_text
 from electra_hf.errors import InputError
-from electra_hf.files import write_text
+from electra_hf.files import read_json, write_text
 from electra_hf.publish.hardware import describe_hardware
+from electra_hf.settings import chosen_part, read_settings
 
 TEMPLATES = jinja2.PackageLoader("electra_hf.publish")  # its folder templates/, also inside a wheel
 NO_NAME = "USER/MODEL"  # stands in a card until the model is pushed somewhere
 MARKER = "<!-- electra_hf wrote this card for {}. Delete this line and the card is yours: it is never overwritten. -->"
+# Where a card names its own repository: the marker, the title, the Hub's table of results, and the lines of code.
+PLACES_OF_NAME = (
+    MARKER.format("{name}"),
+    "\n# {last}\n",
+    "\nmodel-index:\n- name: {last}\n",
+    '("{name}")',
+    'model="{name}"',
+)
 RUN_FILES = ("metrics.json", "corpus.json", "recipe.yaml", "curves.png", "confusion.png", "scatter.png")
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "electra-hf")
 # transformers 5 has no pipeline for question answering any more, and none ever for ElectraForPreTraining.
@@ -71,30 +79,34 @@ class _Missing(jinja2.ChainableUndefined):
         return "not recorded"
 
 
-def fill_discriminator_card(output_dir, repo_id=None, generator_repo_id=None, **facts):
+def fill_discriminator_card(
+    output_dir: str | Path, repo_id: str | None = None, generator_repo_id: str | None = None, **values
+) -> Path:
     """Write the card of `output_dir/discriminator` after pretraining. Returns its path, as `write_card` does."""
     folder = _gather_run_files(Path(output_dir), "discriminator")
     # With an objective that predicts tokens the folder holds a masked language model.
-    template = "encoder" if read_facts(folder)["pipeline"] == "fill-mask" else "discriminator"
-    return write_card(folder, template, repo_id, partner=generator_repo_id, **facts)
+    template = "encoder" if describe_model(folder)["pipeline"] == "fill-mask" else "discriminator"
+    return write_card(folder, template, repo_id, partner=generator_repo_id, **values)
 
 
-def fill_generator_card(output_dir, repo_id=None, discriminator_repo_id=None, **facts):
+def fill_generator_card(
+    output_dir: str | Path, repo_id: str | None = None, discriminator_repo_id: str | None = None, **values
+) -> Path:
     """Write the card of `output_dir/generator` after pretraining."""
     folder = _gather_run_files(Path(output_dir), "generator")
-    return write_card(folder, "generator", repo_id, partner=discriminator_repo_id, **facts)
+    return write_card(folder, "generator", repo_id, partner=discriminator_repo_id, **values)
 
 
-def fill_tagger_card(output_dir, repo_id=None, **facts):
+def fill_tagger_card(output_dir: str | Path, repo_id: str | None = None, **values) -> Path:
     """Write the card of a tagger; its table of tags comes from `predictions.tsv`."""
     predictions = Path(output_dir) / "predictions.tsv"
     tags = score_each_tag(predictions) if predictions.exists() else None
-    return write_card(output_dir, "tagger", repo_id, tags=tags, **facts)
+    return write_card(output_dir, "tagger", repo_id, tags=tags, **values)
 
 
-def fill_finetuned_card(output_dir, repo_id=None, **facts):
+def fill_finetuned_card(output_dir: str | Path, repo_id: str | None = None, **values) -> Path:
     """Write the card of any other fine-tuned model."""
-    return write_card(output_dir, "finetuned", repo_id, **facts)
+    return write_card(output_dir, "finetuned", repo_id, **values)
 
 
 def _gather_run_files(output_dir, name):
@@ -102,44 +114,48 @@ def _gather_run_files(output_dir, name):
     for file in RUN_FILES:
         if (output_dir / file).exists():
             shutil.copy(output_dir / file, output_dir / name / file)
+        else:  # of an earlier run
+            (output_dir / name / file).unlink(missing_ok=True)
     return output_dir / name
 
 
-def write_card(folder, template, repo_id=None, **facts):
-    """Fill `templates/{template}.md` into `folder/README.md`.
+def write_card(folder: str | Path, template: str, repo_id: str | None = None, **values) -> Path:
+    """Fill `templates/{template}.md` into `folder/README.md`, and return its path.
 
-    Facts are read from the run's files in the folder (metrics.json, corpus.json, recipe.yaml, config.json); keyword
-    arguments add to them or win over them. A README.md that we did not write is kept. Returns the card's path.
+    The values for the template come from the run's files in the folder (metrics.json, corpus.json, recipe.yaml,
+    config.json); keyword arguments add to them or win over them. A README.md that we did not write is kept. Raises
+    `InputError` where one of the files is damaged.
     """
     folder = Path(folder)
     path = folder / "README.md"
     if path.exists() and not is_generated_card(path):
         return path
     name = repo_id or NO_NAME
-    facts = {"name": name, "hardware": describe_hardware(), **read_facts(folder), **facts}
-    facts["marker"] = MARKER.format(name)
-    facts["metadata"] = _metadata(template, facts).to_yaml()
+    values = {"name": name, "hardware": describe_hardware(), **describe_model(folder), **values}
+    values["marker"] = MARKER.format(name)
+    values["metadata"] = _metadata(template, values).to_yaml()
     environment = jinja2.Environment(loader=TEMPLATES, undefined=_Missing, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(number=_number, count=_count, hours=_hours)
-    write_text(path, environment.get_template(f"{template}.md").render(facts))
+    write_text(path, environment.get_template(f"{template}.md").render(values))
     return path
 
 
-def is_generated_card(path):
+def is_generated_card(path: str | Path) -> bool:
     """Whether the card is ours to overwrite."""
     return Path(path).exists() and _name_in_card(Path(path)) is not None
 
 
 def address_card(folder: str | Path, repo_id: str) -> None:
-    """Write the repository's name into a generated card, so that its example loads what a reader sees.
-
-    Longer names that begin or end like it, such as the base model's, stay as they are.
-    """
+    """Write the repository's name into a generated card, so that its example loads what a reader sees."""
     path = Path(folder) / "README.md"
     old = _name_in_card(path) if path.exists() else None
     if old and old != repo_id:
-        own_name = rf"(?<![\w./-]){re.escape(old)}(?![\w/-]|\.\w)"
-        write_text(path, re.sub(own_name, lambda _: repo_id, path.read_text(encoding="utf-8")))
+        text = path.read_text(encoding="utf-8")
+        for place in PLACES_OF_NAME:
+            # Only whole places: another name may begin with this one, as me/eo-pos begins with me/eo.
+            before, after = (place.format(name=name, last=name.split("/")[-1]) for name in (old, repo_id))
+            text = text.replace(before, after)
+        write_text(path, text)
 
 
 def _name_in_card(path):
@@ -147,23 +163,27 @@ def _name_in_card(path):
     return match[1] if match else None
 
 
-def read_facts(folder):
-    """What a model folder says about its model: the run's files, sizes, and the versions installed here."""
-    folder, facts = Path(folder), {}
+def describe_model(folder: str | Path) -> dict:
+    """What a model folder says about its model: the run's files, sizes, and the versions installed here.
+
+    Raises `InputError` where a file is damaged.
+    """
+    folder, values = Path(folder), {}
     for name in ("metrics", "corpus", "config"):
         if (folder / f"{name}.json").exists():
-            facts[name] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+            values[name] = read_json(folder / f"{name}.json")
     if (folder / "recipe.yaml").exists():
-        facts["recipe_text"] = (folder / "recipe.yaml").read_text(encoding="utf-8").strip()
-        facts["recipe"] = yaml.safe_load(facts["recipe_text"])
+        text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+        values["recipe_text"] = public_text(chosen_part(text))
+        values["recipe"] = {setting.name: setting.value for setting in read_settings(folder / "recipe.yaml")}
     weights = sorted(folder.glob("*.safetensors"))
     if weights:
-        facts["parameters"] = sum(_count_parameters(path) for path in weights)
-    facts["pictures"] = [name for name in ("curves.png", "confusion.png", "scatter.png") if (folder / name).exists()]
-    facts["pipeline"] = _pipeline(facts.get("config", {}))
-    facts["base_model"] = _base_model(facts.get("recipe", {}))
-    facts["versions"] = {name: version(name) for name in PACKAGES}
-    return facts
+        values["parameters"] = sum(_count_parameters(path) for path in weights)
+    values["pictures"] = [name for name in ("curves.png", "confusion.png") if (folder / name).exists()]
+    values["pipeline"] = _pipeline(values.get("config", {}))
+    values["base_model"] = _base_model(values.get("recipe", {}))
+    values["versions"] = {name: version(name) for name in PACKAGES}
+    return values
 
 
 def _count_parameters(path):
@@ -190,10 +210,10 @@ def _base_model(recipe):
     return start if start != NO_NAME else None
 
 
-def _metadata(template, facts):
-    recipe, metrics = facts.get("recipe", {}), facts.get("metrics", {})
+def _metadata(template, values):
+    recipe, metrics = values.get("recipe", {}), values.get("metrics", {})
     results = [
-        _result(facts, metric_type, label, metrics[key])
+        _result(values, metric_type, label, metrics[key])
         for key, (metric_type, label) in RESULTS.items()
         if isinstance(metrics.get(key), (int, float))
     ]
@@ -204,20 +224,20 @@ def _metadata(template, facts):
         library_name="transformers",
         tags=["electra", "replaced-token-detection"] if template == "discriminator" else ["electra"],
         datasets=[dataset_name] if dataset_name else None,
-        pipeline_tag=facts["pipeline"],
-        base_model=facts["base_model"],
-        model_name=facts["name"].split("/")[-1],
+        pipeline_tag=values["pipeline"],
+        base_model=values["base_model"],
+        model_name=values["name"].split("/")[-1],
         eval_results=results or None,
     )
 
 
-def _result(facts, metric_type, label, value):
-    recipe = facts.get("recipe", {})
-    data = recipe.get("dataset_name") or recipe.get("test_file") or recipe.get("task")
+def _result(values, metric_type, label, value):
+    recipe = values.get("recipe", {})
+    data = recipe.get("dataset_name") or recipe.get("test_file")
     held_out = Path(str(data)).name if data else "held-out share of the corpus"
     return EvalResult(
-        task_type=facts["pipeline"] or "other",
-        task_name=None if facts["pipeline"] else "replaced-token detection",
+        task_type=values["pipeline"] or "other",
+        task_name=None if values["pipeline"] else "replaced-token detection",
         dataset_type=recipe.get("dataset_name") or "private",
         dataset_name=held_out,
         metric_type=metric_type,
@@ -226,7 +246,7 @@ def _result(facts, metric_type, label, value):
     )
 
 
-def score_each_tag(predictions):
+def score_each_tag(predictions: str | Path) -> list[tuple[str, float, float, float, int]]:
     """Rows (tag, precision, recall, F1, words) from a predictions.tsv (word, gold, predicted), rarest tag last."""
     from sklearn.metrics import precision_recall_fscore_support
 

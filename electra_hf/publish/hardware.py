@@ -7,7 +7,7 @@ import subprocess
 import torch
 
 
-def describe_hardware():
+def describe_hardware() -> dict[str, str | float]:
     """What this process and its fellows train on: a name, and the power limit of all devices in watts where known."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if not torch.cuda.is_available():

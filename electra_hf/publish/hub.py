@@ -15,6 +15,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from transformers import TrainingArguments
 
 from electra_hf.errors import InputError
 from electra_hf.publish.cards import address_card, is_generated_card
@@ -35,6 +36,7 @@ SECRETS = {
     "a Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{20}",
     "a Google API key": r"\bAIza[A-Za-z0-9_-]{35}",
     "a password in an address": r"\w://[^\s/:@\"']+:[^\s/@\"']+@",
+    "a signed address": r"(?i)\w://[^\s\"']*[?&](sig|signature|token|x-amz-[a-z-]+|x-goog-[a-z-]+|[a-z_]*key)=",
 }
 
 
@@ -52,22 +54,25 @@ class PushSettings:
     hub_revision: str | None = None
 
     @property
-    def tagger(self):
+    def repo_id(self) -> str | None:
+        """The repository of a run that leaves one model; None where nothing is pushed."""
         return self.hub_model_id if self.push_to_hub else None
 
     @property
-    def discriminator(self):
+    def discriminator_repo_id(self) -> str | None:
+        """The repository of the discriminator of a pair; None where nothing is pushed."""
         return self._one_of_two("-discriminator")
 
     @property
-    def generator(self):
+    def generator_repo_id(self) -> str | None:
+        """The repository of the generator of a pair; None where nothing is pushed."""
         return self._one_of_two("-generator")
 
     def _one_of_two(self, suffix):
         return self.hub_model_id.removesuffix("-discriminator") + suffix if self.push_to_hub else None
 
 
-def take_push_settings(training_args):
+def take_push_settings(training_args: TrainingArguments) -> PushSettings:
     """Take `push_to_hub` and what belongs to it out of `TrainingArguments`, into `PushSettings`.
 
     Afterwards `training_args.push_to_hub` is False: the Trainer itself must never push. Raises `InputError` before any
@@ -92,7 +97,7 @@ def take_push_settings(training_args):
     return settings
 
 
-def push_results(folders, settings):
+def push_results(folders: dict[Path, str | None], settings: PushSettings) -> None:
     """Push each `{folder: repo_id}` at the end of a recipe, where the user asked for it.
 
     A failure ends the process with code 3, the others pushed. Call it on the main process, when everything is on disk.
@@ -111,7 +116,9 @@ def push_results(folders, settings):
         sys.exit(3)
 
 
-def push_folder(folder, repo_id, private=True, revision=None, tag=None):
+def push_folder(
+    folder: str | Path, repo_id: str, private: bool = True, revision: str | None = None, tag: str | None = None
+) -> str:
     """Push a model folder in one commit, verify every file, and return the commit's URL.
 
     The repository is made if it is missing (private unless asked otherwise), and so is the branch `revision`; `tag`
@@ -142,7 +149,7 @@ def _reason(error):
     return " Cause: ".join(dict.fromkeys(parts))
 
 
-def check_repo_id(repo_id, key):
+def check_repo_id(repo_id: str, key: str) -> None:
     """Refuse what is no `user/name`, with the setting's name in the message."""
     try:
         validate_repo_id(repo_id)
@@ -152,7 +159,7 @@ def check_repo_id(repo_id, key):
         raise InputError(f"{key}: expected user/name, such as me/electra-small-eo, got {repo_id!r}.")
 
 
-def select_files(folder):
+def select_files(folder: str | Path) -> list[str]:
     """Names of the files that may be pushed. Raises `InputError` if it is no model folder or holds a secret."""
     folder = Path(folder)
     if not folder.is_dir():

@@ -18,7 +18,6 @@ from transformers import (
 
 from electra_hf.errors import InputError
 from electra_hf.publish.cards import (
-    MARKER,
     NO_NAME,
     CardArguments,
     address_card,
@@ -30,6 +29,7 @@ from electra_hf.publish.cards import (
     score_each_tag,
     write_card,
 )
+from electra_hf.settings import write_settings
 from electra_hf.text.tokenization import save_tokenizer, train_tokenizer
 
 METRICS = {
@@ -97,7 +97,7 @@ def run_example(card, folder):
     text = card.read_text()
     name = re.search(r"electra_hf wrote this card for (\S+)\.", text)[1]
     code = re.search("```python\n(.*?)```", text, re.DOTALL)[1].replace(name, str(folder))
-    assert len(code.strip().splitlines()) <= 4
+    assert len(code.strip().splitlines()) <= 8
     namespace = {}
     exec(code, namespace)
     return namespace
@@ -163,9 +163,11 @@ def test_the_run_s_picture_and_numbers_go_with_the_model(run):
     assert "![Curves of the run](curves.png)" in text
 
 
-def test_the_discriminator_s_example_runs(run):
+def test_the_discriminator_s_example_prints_a_verdict_on_each_token(run, capsys):
     namespace = run_example(fill_discriminator_card(run, "me/x"), run / "discriminator")
-    assert namespace["logits"].shape[0] == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == namespace["inputs"]["input_ids"].shape[1]
+    assert all(re.fullmatch(r"\S+ (replaced|original) -?\d+\.\d+", line) for line in lines)
 
 
 @pytest.mark.parametrize("objective", ["mlm", "replace_mlm", "all_tokens_mlm"])
@@ -200,9 +202,12 @@ def tagger(tmp_path, save_model):
     return folder
 
 
-def test_the_tagger_s_example_runs_and_prints_tags(tagger, capsys):
-    run_example(fill_tagger_card(tagger, "me/tagger"), tagger)
-    assert set(re.findall("DET|NOUN|VERB", capsys.readouterr().out))
+def test_the_tagger_s_example_prints_one_tag_for_each_word(tagger, capsys):
+    namespace = run_example(fill_tagger_card(tagger, "me/tagger"), tagger)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [word for word, _ in lines] == namespace["words"] and len(lines) > 5
+    assert {tag for _, tag in lines} <= set(TAGS.values())
+    assert namespace["inputs"]["input_ids"].shape[1] > len(lines) + 2  # some word is more than one piece
 
 
 def test_a_tagger_card_has_a_row_for_each_tag_and_the_spread_over_seeds(tagger):
@@ -282,7 +287,44 @@ def test_a_card_gets_the_name_of_the_repository_it_is_pushed_to(run):
     assert 'from_pretrained("me/x")' in card.read_text() and NO_NAME not in card.read_text()
 
 
-def test_facts_given_win_over_facts_found(run):
+def test_a_new_name_changes_no_other_name_that_begins_with_it(tagger):
+    (tagger / "recipe.yaml").write_text(yaml.safe_dump({"model_name_or_path": "me/eo-discriminator"}))
+    card = fill_tagger_card(tagger, "me/eo")
+    before = card.read_text()
+    address_card(tagger, "me/eo-pos")
+    text = card.read_text()
+    assert metadata(card)["base_model"] == "me/eo-discriminator" and "me/eo-pos-disc" not in text
+    assert text.count('"me/eo-pos"') == before.count('"me/eo"') > 2
+    assert "\n# eo-pos\n" in text and ModelCard.load(card).data.model_name == "eo-pos"
+    address_card(tagger, "me/eo")
+    assert card.read_text() == before
+
+
+def test_a_card_shows_the_settings_that_were_chosen_and_no_secret(run):
+    write_settings(run / "recipe.yaml", {"corpus_files": ["https://u:p@h.org/a.txt?sig=S"]}, {"adam_beta1": 0.9})
+    text = fill_discriminator_card(run).read_text()
+    assert "- https://h.org/a.txt\n" in text and "sig=S" not in text and "adam_beta1" not in text
+    (run / "recipe.yaml").write_text(
+        "corpus_files: ['https://u:p@h.org/a.txt?sig=S']\n"
+    )  # of a run before this version
+    assert "sig=S" not in fill_discriminator_card(run).read_text()
+
+
+def test_a_file_of_an_earlier_run_leaves_the_model_s_folder(run):
+    fill_discriminator_card(run)
+    (run / "curves.png").unlink()
+    assert "curves.png" not in fill_discriminator_card(run).read_text()
+    assert not (run / "discriminator" / "curves.png").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]"])
+def test_a_damaged_file_of_the_run_is_named(run, content):
+    (run / "metrics.json").write_text(content)
+    with pytest.raises(InputError, match="metrics.json cannot be read"):
+        fill_discriminator_card(run)
+
+
+def test_values_given_win_over_values_found(run):
     hardware = {"name": "1 × Titan", "watts": 280}
     text = write_card(run / "discriminator", "discriminator", hardware=hardware, metrics=METRICS).read_text()
     assert "| hardware | 1 × Titan |" in text
@@ -298,16 +340,3 @@ def test_what_the_hub_would_refuse_in_a_card_is_told_at_the_start(settings, mess
     with pytest.raises(InputError, match=message):
         CardArguments(**settings)
     CardArguments(language=["eo", "zh-Hant"], license="cc-by-4.0")
-
-
-def test_renaming_a_repository_touches_its_own_name_only(tmp_path):
-    (tmp_path / "README.md").write_text(
-        MARKER.format("me/eo") + "\nbase_model: me/eo-discriminator\nmodel='me/eo' https://hub/me/eo me/eo. "
-        "me/eo.v2 some/me/eo me/eo-pos",
-        encoding="utf-8",
-    )
-    address_card(tmp_path, "me/eo-pos")
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == (
-        MARKER.format("me/eo-pos") + "\nbase_model: me/eo-discriminator\nmodel='me/eo-pos' https://hub/me/eo "
-        "me/eo-pos. me/eo.v2 some/me/eo me/eo-pos"
-    )

@@ -395,12 +395,12 @@ def test_only_a_plain_no_makes_a_run_public(tmp_path, monkeypatch):
 def test_discriminator_and_generator_get_names_that_belong_together():
     for name in ("me/x", "me/x-discriminator"):
         settings = PushSettings(True, name)
-        assert (settings.discriminator, settings.generator) == ("me/x-discriminator", "me/x-generator")
+        assert (settings.discriminator_repo_id, settings.generator_repo_id) == ("me/x-discriminator", "me/x-generator")
 
 
 def test_without_push_to_hub_nothing_is_pushed_and_no_repository_is_named(tmp_path):
     settings = take_push_settings(training_arguments(tmp_path, hub_model_id="me/x"))
-    assert (settings.discriminator, settings.generator, settings.tagger) == (None, None, None)
+    assert (settings.discriminator_repo_id, settings.generator_repo_id, settings.repo_id) == (None, None, None)
     push_results({tmp_path: None}, settings)  # would end the process: the folder holds no model
 
 
