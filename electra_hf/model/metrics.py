@@ -1,7 +1,10 @@
 """Replaced-token detection and generator metrics as running sums on the device."""
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
+
+from electra_hf.model.modeling import ElectraForPretrainingOutput
 
 # The AUC comes from two histograms of the logits: its memory does not grow with the evaluation set, and histograms
 # of several processes simply add up. The bins are those of the first 16 bits of a float32, so they are the narrower
@@ -20,19 +23,19 @@ _SUMS = (
 class PretrainingMetrics:
     """Counts over many batches: `update` after each, `compute` once, `reset`. Nothing waits for the device."""
 
-    def __init__(self, device):
+    def __init__(self, device: torch.device | str):
         self.sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
         self.histograms = torch.zeros(2 * _BINS, dtype=torch.float64, device=device)  # original, replaced
         # Of the bins: the mean logit of the first batch, NaN before it.
         self.center = torch.full((), float("nan"), device=device)
 
     @torch.no_grad()
-    def update(self, output, is_real: Tensor):
-        """Add one batch: `output` of the pair, and `is_real` (B, L), False on padding (rule 17)."""
+    def update(self, output: ElectraForPretrainingOutput) -> None:
+        """Add one batch, the output of the pair; padding counts nowhere (rule 17)."""
         scored = output.is_scored.sum()
         counts = {
             "batches": torch.ones_like(scored),
-            "tokens": is_real.sum(),
+            "tokens": output.is_real.sum(),
             "scored": scored,
             "discriminator_loss": output.discriminator_loss.detach().double() * scored,
         }
@@ -41,7 +44,7 @@ class PretrainingMetrics:
             counts["selected"] = selected
             counts["generator_loss"] = output.generator_loss.detach().double() * selected
             counts["generator_correct"] = (output.generator_is_right & output.is_selected).sum()
-            counts["replaced"] = (output.is_replaced & is_real).sum()
+            counts["replaced"] = (output.is_replaced & output.is_real).sum()
         if output.is_right is not None:
             counts["tokens_correct"] = (output.is_right & output.is_scored).sum()
         if output.discriminator_logits is not None:
@@ -65,7 +68,7 @@ class PretrainingMetrics:
             "correctly_replaced": (predicted & is_replaced).sum(),
         }
 
-    def reduce(self, accelerator):
+    def reduce(self, accelerator: Accelerator) -> None:
         """Add up the sums of all processes."""
         self.sums = accelerator.reduce(self.sums, reduction="sum")
         if accelerator.num_processes > 1:

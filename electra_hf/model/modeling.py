@@ -1,6 +1,7 @@
 """`ElectraForPretraining`: a generator and a discriminator that learn together (Clark et al. 2020)."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from transformers import (
     ElectraForMaskedLM,
     ElectraForPreTraining,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers.utils import ModelOutput
 
@@ -44,6 +46,7 @@ class ElectraForPretrainingOutput(ModelOutput):
     `corruption.select_positions`); generator_is_right (B, K) bool: where its most probable token is the original.
     corrupted_ids (B, L) int64: what the discriminator saw; is_replaced (B, L) bool: which of them differ.
     discriminator_logits (B, L): > 0 means "replaced"; None where the objective predicts tokens.
+    is_real (B, L) bool: False on padding.
     is_scored, bool: where the discriminator's loss counts; is_right, bool of the same shape, (B, K) or (B, L): where
     its most probable token is the original; None where the objective is detection.
     Without a generator (objective `mlm`) its fields and is_replaced are None, and corrupted_ids hold `[MASK]`s.
@@ -58,6 +61,7 @@ class ElectraForPretrainingOutput(ModelOutput):
     corrupted_ids: Tensor | None = None
     is_replaced: Tensor | None = None
     discriminator_logits: Tensor | None = None
+    is_real: Tensor | None = None
     is_scored: Tensor | None = None
     is_right: Tensor | None = None
 
@@ -101,7 +105,7 @@ class ElectraForPretraining(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_published(cls, discriminator, generator, **settings):
+    def from_published(cls, discriminator: str, generator: str | None, **settings) -> "ElectraForPretraining":
         """Continue from a published discriminator and generator (local folders or Hub names), in fp32.
 
         `settings` are those of `ElectraPretrainingConfig`. The embeddings the two share are the discriminator's.
@@ -122,7 +126,7 @@ class ElectraForPretraining(PreTrainedModel):
         load_as_residuals(pair.discriminator, parts["discriminator"].state_dict())
         return pair
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> "ElectraForPretraining":
         # The Trainer asks before every micro-batch, and to tell 300 modules takes a millisecond.
         return self if self.training == mode else super().train(mode)
 
@@ -141,62 +145,69 @@ class ElectraForPretraining(PreTrainedModel):
             self.continues_word if config.whole_word_selection else None,
         )
         masked_ids = mask_tokens(input_ids, positions, is_selected, config.mask_token_id)
-        output = ElectraForPretrainingOutput(selected_positions=positions, is_selected=is_selected)
-        output.corrupted_ids = masked_ids
+        selection = {"selected_positions": positions, "is_selected": is_selected}
         if self.objective.has_generator:
-            self._generate(output, input_ids, masked_ids, attention_mask)
-        if self.generator_only:
-            self._rest(output)
-        elif self.objective.predicts_tokens:
-            self._predict_tokens(output, input_ids, is_real, attention_mask)
+            generated = self._generate(input_ids, masked_ids, attention_mask, **selection)
         else:
-            self._detect(output, is_real, attention_mask)
+            generated = {"corrupted_ids": masked_ids}
+        if self.generator_only:
+            encoded = self._rest(is_real)
+        elif self.objective.predicts_tokens:
+            encoded = self._predict_tokens(input_ids, generated["corrupted_ids"], is_real, attention_mask, **selection)
+        else:
+            encoded = self._detect(**generated, is_real=is_real, attention_mask=attention_mask, **selection)
 
-        output.loss = config.discriminator_weight * output.discriminator_loss
+        loss = config.discriminator_weight * encoded["discriminator_loss"]
         if self.objective.has_generator:
-            output.loss = config.generator_weight * output.generator_loss + output.loss
-        return output
+            loss = config.generator_weight * generated["generator_loss"] + loss
+        return ElectraForPretrainingOutput(loss=loss, is_real=is_real, **selection, **generated, **encoded)
 
-    def _generate(self, output, input_ids, masked_ids, attention_mask):
+    def _generate(self, input_ids, masked_ids, attention_mask, selected_positions, is_selected):
         """The generator guesses the selected tokens, and a sample of its guesses is written over the row."""
-        positions, is_selected = output.selected_positions, output.is_selected
-        logits = self._token_logits(self.generator, masked_ids, positions, attention_mask)
-        targets = input_ids.gather(1, positions)
+        logits = self._token_logits(self.generator, masked_ids, selected_positions, attention_mask)
+        targets = input_ids.gather(1, selected_positions)
         logits = logits.flatten(0, 1)
         losses, is_right, probabilities = token_losses(logits, targets.flatten())
-        output.generator_loss = mean_where(losses.view_as(targets), is_selected)
-        output.generator_is_right = is_right.view_as(targets)
-
         # No gradient flows back through the sample (rule 5).
         samples = sample_tokens(logits, probabilities, self.config.sampling_temperature).view_as(targets)
-        output.corrupted_ids, output.is_replaced = corrupt(input_ids, positions, is_selected, samples)
+        corrupted_ids, is_replaced = corrupt(input_ids, selected_positions, is_selected, samples)
+        return {
+            "generator_loss": mean_where(losses.view_as(targets), is_selected),
+            "generator_is_right": is_right.view_as(targets),
+            "corrupted_ids": corrupted_ids,
+            "is_replaced": is_replaced,
+        }
 
-    def _detect(self, output, is_real, attention_mask):
+    def _detect(
+        self, corrupted_ids, is_replaced, is_real, attention_mask, selected_positions, is_selected, **generated
+    ):
         """The discriminator says of every token whether it was replaced."""
-        logits = self.discriminator(output.corrupted_ids, attention_mask=attention_mask).logits.float()
-        output.discriminator_logits = logits
-        output.is_scored = is_real
+        logits = self.discriminator(corrupted_ids, attention_mask=attention_mask).logits.float()
+        is_scored = is_real
         if self.objective.positions == "selected":
-            output.is_scored = mark_positions(output.selected_positions, output.is_selected, is_real.shape[1])
-        output.discriminator_loss = mean_where(detection_losses(logits, output.is_replaced), output.is_scored)
+            is_scored = mark_positions(selected_positions, is_selected, is_real.shape[1])
+        return {
+            "discriminator_loss": mean_where(detection_losses(logits, is_replaced), is_scored),
+            "discriminator_logits": logits,
+            "is_scored": is_scored,
+        }
 
-    def _predict_tokens(self, output, input_ids, is_real, attention_mask):
-        """The discriminator says of every token, or of the selected ones, what it was."""
+    def _predict_tokens(self, input_ids, encoder_ids, is_real, attention_mask, selected_positions, is_selected):
+        """The encoder says of every token, or of the selected ones, what it was."""
         if self.objective.positions == "selected":
-            logits = self._token_logits(
-                self.discriminator, output.corrupted_ids, output.selected_positions, attention_mask
-            )
-            targets, output.is_scored = input_ids.gather(1, output.selected_positions), output.is_selected
+            logits = self._token_logits(self.discriminator, encoder_ids, selected_positions, attention_mask)
+            targets, is_scored = input_ids.gather(1, selected_positions), is_selected
             losses, is_right, _ = token_losses(logits.flatten(0, 1), targets.flatten())
         else:
-            encoded = self.discriminator.electra(output.corrupted_ids, attention_mask=attention_mask)
-            targets, output.is_scored = input_ids, is_real
+            encoded = self.discriminator.electra(encoder_ids, attention_mask=attention_mask)
+            targets, is_scored = input_ids, is_real
             hidden = encoded.last_hidden_state.flatten(0, 1)
-            losses, is_right = in_chunks(
-                self._token_or_copy_losses, hidden, output.corrupted_ids.flatten(), targets.flatten()
-            )
-        output.discriminator_loss = mean_where(losses.view_as(targets), output.is_scored)
-        output.is_right = is_right.view_as(targets)
+            losses, is_right = in_chunks(self._token_or_copy_losses, hidden, encoder_ids.flatten(), targets.flatten())
+        return {
+            "discriminator_loss": mean_where(losses.view_as(targets), is_scored),
+            "is_scored": is_scored,
+            "is_right": is_right.view_as(targets),
+        }
 
     def _token_logits(self, network, ids, positions, attention_mask):
         """Vocabulary logits (B, K, V) at the selected positions only: 29 % fewer operations than everywhere."""
@@ -209,16 +220,18 @@ class ElectraForPretraining(PreTrainedModel):
         logits = network.generator_lm_head(network.generator_predictions(hidden))
         return token_or_copy_losses(logits, self.copy_gate(hidden).squeeze(-1), inputs, targets)
 
-    def _rest(self, output):
+    def _rest(self, is_real):
         """While the generator learns alone there is no discriminator, and no position where it would be scored."""
         # DistributedDataParallel waits for a gradient of every parameter: theirs is zero.
         resting = [self.discriminator] + ([self.copy_gate] if self.objective.head == "tokens_or_copy" else [])
         parameters = [parameter for module in resting for parameter in module.parameters()]
-        output.discriminator_loss = sum(0.0 * parameter.sum() for parameter in parameters)
-        output.is_scored = torch.zeros_like(output.is_replaced)
+        return {
+            "discriminator_loss": sum(0.0 * parameter.sum() for parameter in parameters),
+            "is_scored": torch.zeros_like(is_real),
+        }
 
     @torch.no_grad()
-    def initialize_discriminator(self):
+    def initialize_discriminator(self) -> None:
         """Start the discriminator from the generator, as the paper's two-stage training does (section 3.2).
 
         Every tensor of the generator's encoder whose name and shape the discriminator has too is copied: with equal
@@ -231,7 +244,7 @@ class ElectraForPretraining(PreTrainedModel):
             if name in encoder and encoder[name].shape == tensor.shape and name not in residuals:
                 encoder[name].copy_(tensor)
 
-    def save_discriminator(self, folder, tokenizer=None):
+    def save_discriminator(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         """Write a plain Hugging Face ELECTRA (`AutoModel`, `ElectraForPreTraining`, ...) with its tokenizer."""
         plain = self.discriminator
         if self._has_residuals:
@@ -239,7 +252,7 @@ class ElectraForPretraining(PreTrainedModel):
             plain.load_state_dict(add_residuals(self.discriminator))
         self._save_part(plain, folder, tokenizer)
 
-    def save_generator(self, folder, tokenizer=None):
+    def save_generator(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         """Write the generator as a plain `ElectraForMaskedLM` with its tokenizer. Raises `InputError` without one."""
         if self.generator is None:
             raise InputError(f"The objective {self.config.objective} has no generator that could be saved.")
@@ -250,18 +263,18 @@ class ElectraForPretraining(PreTrainedModel):
         if tokenizer is not None:
             save_tokenizer(tokenizer, folder)
 
-    def get_input_embeddings(self):
+    def get_input_embeddings(self) -> nn.Module:
         return self.discriminator.get_input_embeddings()
 
-    def set_input_embeddings(self, value):
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.discriminator.set_input_embeddings(value)
         if self.generator is not None:
             self.generator.set_input_embeddings(value)
 
-    def get_output_embeddings(self):
+    def get_output_embeddings(self) -> nn.Module | None:
         return self._language_model.get_output_embeddings()
 
-    def set_output_embeddings(self, value):
+    def set_output_embeddings(self, value: nn.Module) -> None:
         self._language_model.set_output_embeddings(value)
 
     @property

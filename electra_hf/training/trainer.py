@@ -163,12 +163,8 @@ class ElectraTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         output = model(**inputs)
         metrics = self._train_metrics if model.training else self._evaluation_metrics
-        metrics.update(output, self._is_real(**inputs))
+        metrics.update(output)
         return (output.loss, output) if return_outputs else output.loss
-
-    def _is_real(self, input_ids, attention_mask=None):
-        is_real = input_ids != self.model.config.pad_token_id
-        return is_real if attention_mask is None else is_real & attention_mask.bool()
 
     def log(self, logs, start_time=None):
         if "loss" in logs:

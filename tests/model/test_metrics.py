@@ -25,15 +25,16 @@ def batch(rows=8, length=32, seed=0, spread=2.0):
         discriminator_logits=logits,
         is_scored=torch.ones_like(is_replaced),
         is_right=None,
+        is_real=torch.ones_like(is_replaced),
     )
-    return output, torch.ones_like(is_replaced)
+    return output
 
 
 def test_the_metrics_equal_those_of_scikit_learn_over_all_batches():
     metrics, logits, labels = PretrainingMetrics("cpu"), [], []
     for seed in range(3):
-        output, is_real = batch(seed=seed)
-        metrics.update(output, is_real)
+        output = batch(seed=seed)
+        metrics.update(output)
         logits.append(output.discriminator_logits.flatten())
         labels.append(output.is_replaced.flatten())
     logits, labels = torch.cat(logits), torch.cat(labels)
@@ -49,11 +50,11 @@ def test_the_metrics_equal_those_of_scikit_learn_over_all_batches():
 
 
 def test_rule_17_padding_counts_nowhere():
-    output, is_real = batch()
-    is_real[:, 20:] = output.is_scored[:, 20:] = False
+    output = batch()
+    output.is_real[:, 20:] = output.is_scored[:, 20:] = False
     output.discriminator_logits[:, 20:] = -9.0  # easy negatives, if they counted
     metrics = PretrainingMetrics("cpu")
-    metrics.update(output, is_real)
+    metrics.update(output)
     values = metrics.compute()
     labels, logits = output.is_replaced[:, :20].flatten(), output.discriminator_logits[:, :20].flatten()
     assert values["rtd_auc"] == pytest.approx(roc_auc_score(labels, logits), abs=1e-3)
@@ -61,10 +62,10 @@ def test_rule_17_padding_counts_nowhere():
 
 
 def test_where_only_the_selected_tokens_are_detected_only_they_count():
-    output, is_real = batch()
-    output.is_scored = torch.zeros_like(is_real).scatter(1, output.selected_positions, True)
+    output = batch()
+    output.is_scored = torch.zeros_like(output.is_real).scatter(1, output.selected_positions, True)
     metrics = PretrainingMetrics("cpu")
-    metrics.update(output, is_real)
+    metrics.update(output)
     values = metrics.compute()
     labels, logits = output.is_replaced[output.is_scored], output.discriminator_logits[output.is_scored]
     assert values["rtd_auc"] == pytest.approx(roc_auc_score(labels, logits), abs=1e-3)
@@ -73,12 +74,12 @@ def test_where_only_the_selected_tokens_are_detected_only_they_count():
 
 
 def test_where_tokens_are_predicted_their_accuracy_stands_in_place_of_detection():
-    output, is_real = batch()
+    output = batch()
     output.discriminator_logits = output.generator_loss = None  # the objective `mlm`
     output.is_right, output.is_scored = output.generator_is_right, output.is_selected
     output.is_scored[0] = False  # padding, say
     metrics = PretrainingMetrics("cpu")
-    metrics.update(output, is_real)
+    metrics.update(output)
     assert metrics.compute() == {"discriminator_loss": pytest.approx(0.3), "token_accuracy": pytest.approx(0.8)}
     assert diagnose(metrics.compute()) == {}
 
@@ -117,9 +118,9 @@ def test_a_generator_that_leaves_nothing_to_detect_is_named():
 def test_the_area_under_the_curve_holds_for_any_spread_and_shift_of_the_logits(spread, shift):
     metrics, logits, labels = PretrainingMetrics("cpu"), [], []
     for seed in range(3):
-        output, is_real = batch(rows=64, seed=seed, spread=spread)
+        output = batch(rows=64, seed=seed, spread=spread)
         output.discriminator_logits = output.discriminator_logits + shift
-        metrics.update(output, is_real)
+        metrics.update(output)
         logits.append(output.discriminator_logits.flatten())
         labels.append(output.is_replaced.flatten())
     expected = roc_auc_score(torch.cat(labels), torch.cat(logits))
@@ -145,10 +146,10 @@ class TwoProcesses:
 def test_counts_of_processes_with_other_centres_add_up(shift):
     parts, logits, labels = [], [], []
     for seed in range(2):
-        output, is_real = batch(rows=64, seed=seed, spread=0.1)
+        output = batch(rows=64, seed=seed, spread=0.1)
         output.discriminator_logits = output.discriminator_logits + shift + seed * 0.3
         parts.append(PretrainingMetrics("cpu"))
-        parts[-1].update(output, is_real)
+        parts[-1].update(output)
         logits.append(output.discriminator_logits.flatten())
         labels.append(output.is_replaced.flatten())
     both = TwoProcesses(*parts)
