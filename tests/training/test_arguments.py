@@ -140,7 +140,7 @@ def test_no_password_and_no_signed_query_is_saved_or_printed(tmp_path, capsys, m
     monkeypatch.setattr("sys.argv", ["recipe.py"])
     with pytest.raises(SystemExit):
         run_recipe(main, Settings)
-    assert capsys.readouterr().err == "error: https://host.org/a.txt cannot be fetched.\n"
+    assert capsys.readouterr().err == "error: https://host.org/a.txt: cannot be fetched.\n"
 
 
 def test_letters_that_the_terminal_lacks_are_printed_as_numbers():
