@@ -6,7 +6,7 @@ _SCHEME = r"([A-Za-z][A-Za-z0-9+.-]*://"
 # user:password@, where the password may hold a / or ? that nobody encoded. host:8080/a@b is none.
 _PASSWORD = re.compile(_SCHEME + r")(?:[^\s/?#]*@|[^\s/@?#]+:(?!\d+/)[^\s@]*@)")
 # Up to a quote or blank; the bracket or full stop that ends a sentence is no part of it.
-_QUERY = re.compile(_SCHEME + r"[^\s?#\"'<>`]*)[?#][^\s\"'<>`]*?(?=[).,;\]}]*(?:[\s\"'<>`]|$))")
+_QUERY = re.compile(_SCHEME + r"[^\s?#\"'<>`]*)[?#][^\s\"'<>`]*?(?=[).,:;\]}]*(?:[\s\"'<>`]|$))")
 
 
 def public_text(text: str) -> str:

@@ -235,7 +235,7 @@ def write_settings(path: str | Path, chosen: dict, others: dict) -> None:
 
 def chosen_part(text: str) -> str:
     """The first block of a file that `write_settings` wrote, or all of another one."""
-    return text.partition(_OTHERS)[0].removeprefix(_CUT).removeprefix(_CHOSEN).strip()
+    return text.partition(_OTHERS)[0].removeprefix(_CUT).removeprefix(_CHOSEN).strip("\n")
 
 
 def _public(value):

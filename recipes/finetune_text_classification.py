@@ -71,8 +71,8 @@ def main(encoder_args, data_args, card_args, training_args):
         gold, found = [example.label for example in examples], next(iter(answers.values()))
         rows = score_each_label(found, gold) if data.labels else None
         pair = len(examples[0].texts) == 2
-        write_card(output_dir, "classifier", push.tagger, label_scores=rows, pair=pair, **asdict(card_args))
-        push_results({output_dir: push.tagger}, push)
+        write_card(output_dir, "classifier", push.repo_id, label_scores=rows, pair=pair, **asdict(card_args))
+        push_results({output_dir: push.repo_id}, push)
 
 
 def write_answers(data, answers, output_dir):

@@ -179,7 +179,7 @@ def describe_model(folder: str | Path) -> dict:
     weights = sorted(folder.glob("*.safetensors"))
     if weights:
         values["parameters"] = sum(_count_parameters(path) for path in weights)
-    values["pictures"] = [name for name in ("curves.png", "confusion.png") if (folder / name).exists()]
+    values["pictures"] = [name for name in ("curves.png", "confusion.png", "scatter.png") if (folder / name).exists()]
     values["pipeline"] = _pipeline(values.get("config", {}))
     values["base_model"] = _base_model(values.get("recipe", {}))
     values["versions"] = {name: version(name) for name in PACKAGES}

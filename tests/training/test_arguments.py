@@ -1,7 +1,11 @@
 import errno
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 
 import pytest
+import yaml
 
 from electra_hf.errors import InputError
 from electra_hf.recipe import parse_arguments, run_recipe, save_recipe
@@ -95,6 +99,66 @@ def test_a_wrong_input_is_one_message_and_exit_code_2(capsys, monkeypatch):
         run_recipe(main, Settings)
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: corpus.txt, line 3: not UTF-8.\n"
+
+
+def test_a_required_setting_may_stand_in_the_file(tmp_path):
+    @dataclass
+    class Push:
+        folder: str
+        repo_id: str
+        public: bool = False
+
+    (tmp_path / "push.yaml").write_text("folder: a\n")
+    argv = ["--config", str(tmp_path / "push.yaml")]
+    with pytest.raises(InputError, match="^--repo_id must be given, as a flag or as a key of the file"):
+        parse_arguments(Push, argv=argv)
+    assert parse_arguments(Push, argv=[*argv, "--repo_id", "me/x"]) == [Push("a", "me/x")]
+
+
+def test_a_recipe_shows_what_was_chosen_first_and_reads_the_same_again(tmp_path):
+    first = parse(tmp_path, "files: []\nrate: 1e-3\n", "--flag")
+    save_recipe(tmp_path / "saved.yaml", first)
+    chosen, others = (tmp_path / "saved.yaml").read_text().split("\n\n")
+    assert yaml.safe_load(chosen) == {"files": [], "rate": 1e-3, "flag": True}
+    assert yaml.safe_load(others) == {"steps": 1}
+    assert parse_arguments(Settings, argv=["--config", str(tmp_path / "saved.yaml")]) == [first]
+
+
+def test_no_password_and_no_signed_query_is_saved_or_printed(tmp_path, capsys, monkeypatch):
+    address = "https://me:SECRET@host.org/a.txt?sig=SECRET"
+    settings = parse(tmp_path, f"files: ['{address}']\nnetwork: {{from: '{address}'}}\n")
+    assert settings.files == [address]
+    save_recipe(tmp_path / "saved.yaml", settings)
+    saved = (tmp_path / "saved.yaml").read_text()
+    assert (
+        "SECRET" not in saved and "- https://host.org/a.txt\n" in saved and saved.startswith("# Addresses stand here")
+    )
+
+    def main(settings):
+        raise InputError(f"{address}: cannot be fetched.")
+
+    monkeypatch.setattr("sys.argv", ["recipe.py"])
+    with pytest.raises(SystemExit):
+        run_recipe(main, Settings)
+    assert capsys.readouterr().err == "error: https://host.org/a.txt: cannot be fetched.\n"
+
+
+def test_letters_that_the_terminal_lacks_are_printed_as_numbers():
+    script = """
+from electra_hf import recipe
+from electra_hf.errors import InputError
+from dataclasses import dataclass
+@dataclass
+class Nothing: pass
+def main(nothing):
+    print("\\u0109 printed")
+    open("\\u0109.txt")
+recipe.run_recipe(main, Nothing)
+"""
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "\\u0109 printed\n")
+    assert done.stderr.startswith(r"error: '\u0109' has no place in the encoding") and "PYTHONUTF8=1" in done.stderr
 
 
 def test_a_defect_of_ours_keeps_its_traceback(monkeypatch):
