@@ -11,7 +11,7 @@ from electra_hf.model.corruption import select_positions
 from electra_hf.model.objectives import OBJECTIVES
 from electra_hf.model.sharing import EMBEDDING_SHARINGS
 from electra_hf.training.arguments import PretrainingArguments
-from electra_hf.training.trainer import _OwnRandomStream
+from electra_hf.training.callbacks import OwnRandomStream
 
 
 def train(output_dir, batch_size, objective, embedding_sharing):
@@ -60,7 +60,7 @@ def train(output_dir, batch_size, objective, embedding_sharing):
 
 def draw(trainer):
     """The first positions that each process selects in the same rows."""
-    _OwnRandomStream().on_train_begin(trainer.args, trainer.state, trainer.control)
+    OwnRandomStream().on_train_begin(trainer.args, trainer.state, trainer.control)
     ids = torch.full((4, LENGTH), 7)
     positions, _ = select_positions(ids, ids != 0, [0, 2, 3, 4], 0.15)
     return trainer.accelerator.gather(positions[None]).tolist()

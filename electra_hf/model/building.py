@@ -3,6 +3,8 @@
 import math
 
 import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from electra_hf.errors import InputError
 from electra_hf.model.configuration import ElectraPretrainingConfig
@@ -11,7 +13,7 @@ from electra_hf.model.sharing import ResidualEmbedding
 from electra_hf.text.tokenization import find_continuations
 
 
-def build_pair(model_args, tokenizer, max_length: int) -> ElectraForPretraining:
+def build_pair(model_args, tokenizer: PreTrainedTokenizerBase, max_length: int) -> ElectraForPretraining:
     """The pair that `arguments.ModelArguments` describe, for a tokenizer and rows of `max_length`."""
     settings = model_args.pair_settings() | {
         "pad_token_id": tokenizer.pad_token_id,
@@ -49,7 +51,7 @@ def build_pair(model_args, tokenizer, max_length: int) -> ElectraForPretraining:
 
 
 @torch.no_grad()
-def start_positions_as_sinusoids(embeddings):
+def start_positions_as_sinusoids(embeddings: nn.Module) -> None:
     """Write sinusoids (Vaswani et al. 2017) into the position table, to be learned on from there.
 
     They stand twice as high as the word vectors, so that a first attention tells near from far. With a random table a

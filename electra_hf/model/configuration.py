@@ -83,7 +83,14 @@ class ElectraPretrainingConfig(PreTrainedConfig):
                 )
 
     @classmethod
-    def from_size(cls, size, vocab_size=52_096, generator=None, discriminator=None, **kwargs):
+    def from_size(
+        cls,
+        size: str,
+        vocab_size: int = 52_096,
+        generator: dict | None = None,
+        discriminator: dict | None = None,
+        **kwargs,
+    ) -> "ElectraPretrainingConfig":
         """The paper's small, base or large pair. `generator` and `discriminator` override single `ElectraConfig`
         fields; where they set `hidden_size` alone, heads (of 64) and feed-forward width (4 x) follow it."""
         _check_choice("model_size", size, SIZES)
@@ -98,11 +105,11 @@ class ElectraPretrainingConfig(PreTrainedConfig):
         kwargs.setdefault("mask_probability", MASK_PROBABILITIES[size])
         return cls(generator_config=generator_config, discriminator_config=discriminator_config, **kwargs)
 
-    def num_selected(self, length):
+    def num_selected(self, length: int) -> int:
         """Positions selected in a row of `length` tokens: a fixed number, so that every shape is static (rule 3)."""
         return max(1, round(self.mask_probability * length))
 
-    def to_dict(self):
+    def to_dict(self) -> dict:
         # A plain ELECTRA class must not load a folder of the pair as a network of random weights: it would take
         # the first part that calls itself ELECTRA, and otherwise refuses a text where a number belongs, and shows it.
         fields = {**super().to_dict(), "hidden_size": _NOT_A_PLAIN_ELECTRA}
@@ -111,7 +118,7 @@ class ElectraPretrainingConfig(PreTrainedConfig):
         return fields
 
     @classmethod
-    def from_dict(cls, config_dict, **kwargs):
+    def from_dict(cls, config_dict: dict, **kwargs) -> "ElectraPretrainingConfig":
         return super().from_dict({k: v for k, v in config_dict.items() if k != "hidden_size"}, **kwargs)
 
 

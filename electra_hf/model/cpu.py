@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -81,7 +81,16 @@ class Linear(nn.Linear):
         return product + self.bias.to(product.dtype)
 
 
-def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
     """The library's attention, but for dropout on a CPU: no fused kernel there has it.
 
     `query`, `key`, `value` (B, heads, L, D), `attention_mask` (B, 1, L, L) bool, True where to attend, or None ->
@@ -99,7 +108,7 @@ AttentionInterface.register("sdpa_dropout", attend)
 AttentionMaskInterface.register("sdpa_dropout", sdpa_mask)
 
 
-def use_cpu_layers(network: nn.Module):
+def use_cpu_layers(network: PreTrainedModel) -> None:
     """Let a Hugging Face network compute this way; its attention only if it was asked for none other than `sdpa`."""
     stand_ins = {nn.Dropout: Dropout, nn.Linear: Linear}
     for module in network.modules():

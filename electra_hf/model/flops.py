@@ -1,12 +1,13 @@
 """What a training run costs in floating-point operations, from the shapes alone."""
 
+from electra_hf.model.configuration import ElectraPretrainingConfig
 from electra_hf.model.objectives import OBJECTIVES
 
 
-def flops_per_token(config, length, generator_only=False):
+def flops_per_token(config: ElectraPretrainingConfig, length: int, generator_only: bool = False) -> float:
     """Floating-point operations that training spends on one token of packed rows of `length` tokens.
 
-    `config` is an `ElectraPretrainingConfig`. Matrix products alone are counted, two operations per multiplication and
+    Matrix products alone are counted, two operations per multiplication and
     addition, attention's own products among them; a backward pass costs twice its forward pass. Vocabulary logits are
     computed at the selected positions only, unless the objective predicts all tokens: those are computed twice, since
     they are not kept for the backward pass. With `generator_only`, the first of two stages, the discriminator rests.
@@ -29,7 +30,9 @@ def flops_per_token(config, length, generator_only=False):
     return 3 * 2 * products
 
 
-def train_flops(config, length, tokens, generator_only_share=0.0):
+def train_flops(
+    config: ElectraPretrainingConfig, length: int, tokens: float, generator_only_share: float = 0.0
+) -> float:
     """Floating-point operations of a run over `tokens` tokens, the first share of them with the generator alone."""
     first = min(1.0, generator_only_share) * tokens
     return first * flops_per_token(config, length, generator_only=True) + (tokens - first) * flops_per_token(

@@ -3,6 +3,7 @@
 Shapes: N positions, V vocabulary entries. Every loss comes per position, in fp32, for the caller to average.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,15 +31,15 @@ class Objective:
     positions: Literal["all", "selected"]
 
     @property
-    def has_generator(self):
+    def has_generator(self) -> bool:
         return self.encoder_input == "corrupted"
 
     @property
-    def predicts_tokens(self):
+    def predicts_tokens(self) -> bool:
         return self.head != "detection"
 
     @property
-    def discriminator_weight(self):
+    def discriminator_weight(self) -> float:
         """The paper's 50 brings the small loss of a yes or no beside the generator's; one over tokens is as large."""
         return 1.0 if self.predicts_tokens else 50.0
 
@@ -99,7 +100,9 @@ class _CrossEntropy(torch.autograd.Function):
         return probabilities.mul_(gradient).scatter_add_(1, targets[:, None], -gradient), None
 
 
-def token_or_copy_losses(logits: Tensor, copy_logits: Tensor, inputs: Tensor, targets: Tensor):
+def token_or_copy_losses(
+    logits: Tensor, copy_logits: Tensor, inputs: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
     """As `token_losses` for the mixture D · [the token read] + (1 - D) · softmax(logits), D = sigmoid(copy_logits).
 
     `copy_logits`, `inputs` (what was read) and `targets` are (N,). Paper, section 3.4, All-Tokens MLM.
@@ -115,7 +118,7 @@ def token_or_copy_losses(logits: Tensor, copy_logits: Tensor, inputs: Tensor, ta
     return losses, guesses == targets
 
 
-def in_chunks(function, *tensors: Tensor) -> tuple[Tensor, ...]:
+def in_chunks(function: Callable, *tensors: Tensor) -> tuple[Tensor, ...]:
     """`function(*tensors)` over N positions in chunks, each computed again in the backward pass.
 
     What `function` makes on its way, such as logits over the vocabulary, exists for one chunk at a time.

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 # The parameters that are one and the same in both networks. The authors share the whole embedding module, LayerNorm
@@ -36,7 +37,7 @@ class ResidualEmbedding(nn.Embedding):
     def base_weight(self) -> Tensor:
         return self._base[0].weight.detach()
 
-    def forward(self, input_ids):
+    def forward(self, input_ids: Tensor) -> Tensor:
         return F.embedding(input_ids, self.base_weight) + super().forward(input_ids)
 
 
@@ -52,12 +53,12 @@ class ResidualLinear(nn.Linear):
     def base_weight(self) -> Tensor:
         return self._embedding[0].base_weight
 
-    def forward(self, hidden):
+    def forward(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.base_weight + self.weight, self.bias)
 
 
 @torch.no_grad()
-def disentangle(discriminator, generator):
+def disentangle(discriminator: PreTrainedModel, generator: PreTrainedModel) -> None:
     """Make the tables of `discriminator` residuals over those of `generator`, two ELECTRA models with heads."""
     embeddings = discriminator.electra.embeddings
     for table in TABLES:
@@ -75,7 +76,7 @@ def _at_zero(module):
 
 
 @torch.no_grad()
-def load_as_residuals(discriminator, state: dict[str, Tensor]):
+def load_as_residuals(discriminator: PreTrainedModel, state: dict[str, Tensor]) -> None:
     """Load the state of a plain network into one whose tables may be residuals: they become the difference."""
     discriminator.load_state_dict(state)
     for module in discriminator.modules():
@@ -84,7 +85,7 @@ def load_as_residuals(discriminator, state: dict[str, Tensor]):
 
 
 @torch.no_grad()
-def add_residuals(discriminator) -> dict[str, Tensor]:
+def add_residuals(discriminator: PreTrainedModel) -> dict[str, Tensor]:
     """The state of the plain network that computes the same: each table is the sum of base and residual."""
     state = discriminator.state_dict()
     for name, module in discriminator.named_modules():

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure  # without pyplot: it needs no screen and k
 from sklearn.metrics import ConfusionMatrixDisplay
 
 
-def draw_curves(log_history: list[dict], path):
+def draw_curves(log_history: list[dict], path: str | Path) -> None:
     """Draw losses, detection, generator and speed over the steps of a run, from the Trainer's `state.log_history`."""
     figure = Figure(figsize=(11, 7), layout="constrained")
     axes = figure.subplots(2, 2)
@@ -35,7 +35,7 @@ def draw_curves(log_history: list[dict], path):
     figure.savefig(Path(path), dpi=110)
 
 
-def draw_comparison(results: list[dict], score: str, path):
+def draw_comparison(results: list[dict], score: str, path: str | Path) -> None:
     """Draw a score against training operations, a line per variant, and a band from its lowest to its highest seed.
 
     `results`: each with `objective`, `embedding_sharing` and `points`; each point with `flops` and a list of scores.

@@ -128,7 +128,9 @@ def format_scores(metrics: dict[str, float], unknown_labels: Counter) -> str:
     return "\n".join(lines)
 
 
-def write_predictions(words: list[list[str]], references: list[list[str]], predictions: list[list[str]], path):
+def write_predictions(
+    words: list[list[str]], references: list[list[str]], predictions: list[list[str]], path: str | Path
+) -> None:
     """Write word, gold and predicted tag between tabs, a blank line after each sentence."""
     with Path(path).open("w", encoding="utf-8") as file:
         for rows in zip(words, references, predictions, strict=True):

@@ -116,7 +116,7 @@ class TokenizerArguments:
         default=128, metadata={"help": "Length of a packed row in tokens, [CLS] and [SEP] included."}
     )
 
-    def training_settings(self):
+    def training_settings(self) -> dict:
         """What a new tokenizer is trained with, for `tokenization.train_tokenizer`."""
         return {
             "vocab_size": self.vocab_size,

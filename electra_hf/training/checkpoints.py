@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,16 +26,16 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")  # Linux: changes with every sta
 _NEEDED = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
-def mark_written(checkpoint):
-    """Say that every file of a checkpoint is written, if not yet hashed and flushed: until `seal`, this counts."""
+def mark_written(checkpoint: str | Path) -> None:
+    """Say that every file of a checkpoint is written. This counts until its manifest, with hashes, is there."""
     checkpoint = Path(checkpoint)
     if _BOOT.is_file():
         sizes = {name: {"size": (checkpoint / name).stat().st_size} for name in _files(checkpoint)}
         _write(checkpoint / WRITTEN, {"boot": _BOOT.read_text(), "files": sizes})
 
 
-def seal(checkpoint):
-    """Write the manifest of a finished checkpoint.
+def write_manifest(checkpoint: str | Path) -> None:
+    """Write the manifest of a finished checkpoint: it then counts as complete.
 
     Files are flushed to the disk before the manifest takes its name, so that a power cut leaves either all or none.
     """
@@ -58,7 +59,7 @@ def _write(path, content, flush=False):
     os.replace(temporary, path)
 
 
-def find_damage(checkpoint) -> str | None:
+def find_damage(checkpoint: str | Path) -> str | None:
     """What keeps a run from going on from this checkpoint, file and reason, or None."""
     checkpoint = Path(checkpoint)
     try:
@@ -87,7 +88,7 @@ def _read_manifest(checkpoint):
     """The manifest, or what stands in for it until it is there."""
     try:
         mark = json.loads((checkpoint / WRITTEN).read_text(encoding="utf-8"))
-        if not is_sealed(checkpoint) and mark["boot"] == _BOOT.read_text():
+        if not has_manifest(checkpoint) and mark["boot"] == _BOOT.read_text():
             return mark["files"]
     except FileNotFoundError:
         pass
@@ -95,7 +96,7 @@ def _read_manifest(checkpoint):
     return {name: {"size": entry["size"], "sha256": entry["sha256"]} for name, entry in manifest.items()}
 
 
-def find_last_checkpoint(output_dir) -> Path | None:
+def find_last_checkpoint(output_dir: str | Path) -> Path | None:
     """The newest complete `checkpoint-N` of a run, or None; a damaged one is named in a warning and passed over."""
     for folder in sorted_checkpoints(output_dir, newest_first=True):
         damage = find_damage(folder)
@@ -105,7 +106,7 @@ def find_last_checkpoint(output_dir) -> Path | None:
     return None
 
 
-def sorted_checkpoints(output_dir, newest_first=False) -> list[Path]:
+def sorted_checkpoints(output_dir: str | Path, newest_first: bool = False) -> list[Path]:
     """The `checkpoint-N` folders of a run in the order of N."""
     numbered = [
         (int(match.group(1)), folder)
@@ -115,41 +116,41 @@ def sorted_checkpoints(output_dir, newest_first=False) -> list[Path]:
     return [folder for _, folder in sorted(numbered, reverse=newest_first)]
 
 
-def rotate(output_dir, limit: int | None):
+def rotate(output_dir: str | Path, limit: int | None) -> None:
     """Keep the newest `limit` complete checkpoints; what a killed save left behind goes as well."""
     if limit is None or limit <= 0:
         return
     # The manifest alone decides here: reading every byte of every checkpoint at each save would stall the training.
-    complete = [folder for folder in sorted_checkpoints(output_dir) if is_sealed(folder)]
+    complete = [folder for folder in sorted_checkpoints(output_dir) if has_manifest(folder)]
     kept = complete[-limit:]
     for folder in sorted_checkpoints(output_dir):
         if folder not in kept:
             delete(folder)
 
 
-def delete(checkpoint):
+def delete(checkpoint: str | Path) -> None:
     """Delete a checkpoint; killed in between, it is one whose save did not finish."""
     for name in (MANIFEST, WRITTEN):
         (Path(checkpoint) / name).unlink(missing_ok=True)
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def is_sealed(checkpoint) -> bool:
+def has_manifest(checkpoint: str | Path) -> bool:
     """Whether its save finished; `find_damage` reads every byte besides."""
     return (Path(checkpoint) / MANIFEST).is_file()
 
 
-def clear_way(output_dir, step: int):
+def clear_way(output_dir: str | Path, step: int) -> None:
     """Before training from `step`: delete what killed saves left, and set aside what a run before had saved later.
 
     Left in place, those would count as newer than all that this run saves, and rotation would delete its own first.
     """
     for folder in sorted_checkpoints(output_dir):
-        if not is_sealed(folder) and find_damage(folder):
+        if not has_manifest(folder) and find_damage(folder):
             delete(folder)
             continue
-        if not is_sealed(folder):  # the run was killed before it came to it
-            seal(folder)
+        if not has_manifest(folder):  # the run was killed before it came to it
+            write_manifest(folder)
         if int(folder.name.rpartition("-")[2]) > step:
             aside = folder.with_name(f"{folder.name}.aside")
             shutil.rmtree(aside, ignore_errors=True)
@@ -169,14 +170,14 @@ def set_results_aside(output_dir: str | Path) -> None:
 
 
 @contextmanager
-def disk_faults_told(output_dir):
+def disk_faults_told(output_dir: str | Path) -> Iterator[None]:
     """Around a save: what a full or read-only disk raises becomes one `InputError` that says where to go on from."""
     try:
         yield
     except Exception as error:
         if not (fault := disk_fault(error)):
             raise
-        complete = [folder.name for folder in sorted_checkpoints(output_dir) if is_sealed(folder)]
+        complete = [folder.name for folder in sorted_checkpoints(output_dir) if has_manifest(folder)]
         raise InputError(
             f"output_dir: a checkpoint could not be saved in {output_dir} ({fault}). Make room there, or lower "
             "save_total_limit, and start the same command again: it goes on from "
@@ -184,7 +185,7 @@ def disk_faults_told(output_dir):
         ) from error
 
 
-def check_writable(output_dir):
+def check_writable(output_dir: str | Path) -> None:
     """Refuse a folder that cannot be written before hours of work for it. Raises `InputError`."""
     folder = Path(output_dir).absolute()
     place = next(path for path in (folder, *folder.parents) if path.exists())
@@ -194,7 +195,7 @@ def check_writable(output_dir):
         )
 
 
-def checkpoint_to_resume(output_dir, resume_from_checkpoint: str) -> str | None:
+def checkpoint_to_resume(output_dir: str | Path, resume_from_checkpoint: str) -> str | None:
     """What `resume_from_checkpoint` means: `auto` (the newest, if any), `never`, or a folder that must be complete."""
     if resume_from_checkpoint == "never":
         return None
@@ -209,7 +210,7 @@ def checkpoint_to_resume(output_dir, resume_from_checkpoint: str) -> str | None:
     return resume_from_checkpoint
 
 
-def check_is_pair(folder) -> Path:
+def check_is_pair(folder: str | Path) -> Path:
     """The folder, if it holds a saved pair of generator and discriminator. Raises `InputError`."""
     folder = Path(folder)
     config = folder / "config.json"

@@ -49,7 +49,7 @@ def describe_run(trainer: Trainer, max_steps: int) -> dict:
 
 
 def save_identity(checkpoint: str | Path, identity: dict) -> None:
-    """Write what has to be the same in a run that goes on from this checkpoint, before it is sealed."""
+    """Write what has to be the same in a run that goes on from this checkpoint, before its manifest is written."""
     write_json(Path(checkpoint) / RUN, identity)
 
 

@@ -8,7 +8,8 @@ import time
 from functools import partial
 
 import torch
-from transformers import TrainerCallback
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from electra_hf.recipe import STOP_SIGNALS, stop_signals
 
@@ -20,7 +21,7 @@ class EvaluationStopped(Exception):
     """A signal came during an evaluation: the checkpoint is worth more than its numbers."""
 
 
-def protect_workers(loader):
+def protect_workers(loader: DataLoader) -> None:
     """Let the workers of a torch `DataLoader` outlive the signals that `CleanStop` answers to.
 
     A signal to the whole process group, or to every process of a container, reaches the workers too, and torch's own
@@ -56,7 +57,7 @@ class CleanStop(TrainerCallback):
         self.signal = 0
         self.is_stopping = False
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.start = time.monotonic()
         # For a thread that was there before, and may be handed the signal.
         self._signals = stop_signals()
@@ -95,24 +96,26 @@ class CleanStop(TrainerCallback):
         self.is_stopping = bool(self.signal or is_late)
         return self.is_stopping
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if self._decide(args, state):
             control.should_training_stop = control.should_save = True
             control.should_evaluate = False
 
-    def on_prediction_step(self, args, state, control, **kwargs):
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
+    ) -> None:
         if self.signal and control.should_evaluate:
             raise EvaluationStopped
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if self._decide(args, state):  # it came during the save, which need not be done again
             control.should_training_stop = True
 
-    def on_epoch_end(self, args, state, control, **kwargs):
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if self.is_stopping:
             control.should_evaluate = control.should_save = False
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         signal.pthread_kill(self._watcher.ident, _END_OF_WATCH)
         self._watcher.join()
         self._decide(args, state)

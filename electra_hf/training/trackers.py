@@ -2,6 +2,7 @@
 
 import logging
 
+from transformers import Trainer
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class _Guarded:
         return call
 
 
-def guard_trackers(trainer):
+def guard_trackers(trainer: Trainer) -> None:
     """Put a guard in front of every tracker of a `Trainer`."""
     trackers = tuple(get_reporting_integration_callbacks(trainer.args.report_to))
     handler = trainer.callback_handler

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
-from torch.utils.data import DataLoader, Subset
-from transformers import Trainer, TrainerCallback
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset, Subset
+from transformers import Trainer
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
@@ -18,16 +18,23 @@ from electra_hf.errors import InputError
 from electra_hf.model.cpu import keep_freed_memory
 from electra_hf.model.flops import flops_per_token
 from electra_hf.model.metrics import FINDING_IS_OVER, PretrainingMetrics, diagnose
-from electra_hf.model.modeling import ElectraForPretraining
 from electra_hf.text.packing import PackedRows, collate_rows
+from electra_hf.training.callbacks import (
+    GoOn,
+    OwnRandomStream,
+    TwoStages,
+    load_totals,
+    resting_parameters,
+    save_totals,
+)
 from electra_hf.training.checkpoints import (
     clear_way,
     disk_faults_told,
     find_last_checkpoint,
-    is_sealed,
+    has_manifest,
     mark_written,
     rotate,
-    seal,
+    write_manifest,
 )
 from electra_hf.training.identity import check_same_run, describe_run, save_identity
 from electra_hf.training.stopping import EvaluationStopped, protect_workers
@@ -36,50 +43,6 @@ from electra_hf.training.trackers import guard_trackers
 logger = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 10  # steps without a finite gradient after which a run does not recover by itself
-
-
-class _OwnRandomStream(TrainerCallback):
-    """Each process masks, samples and drops out on its own: the Trainer seeds them all alike."""
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        # A resumed run replaces this by the stream of its checkpoint, after the skipped batches.
-        torch.manual_seed(args.seed + 1000 * args.process_index)
-
-
-class _TwoStages(TrainerCallback):
-    """The generator alone for `generator_only_steps`, then both, the discriminator starting from the generator."""
-
-    def on_step_begin(self, args, state, control, model, optimizer, **kwargs):
-        # A function of the step alone, so that a resumed run does the same.
-        model.generator_only = state.global_step < args.generator_only_steps
-        if args.generator_only_steps and state.global_step == args.generator_only_steps:
-            model.initialize_discriminator()
-            # What Adam averaged for it in a checkpoint of the first version would make its first steps too long.
-            for parameter in resting_parameters(model):
-                optimizer.state.pop(parameter, None)
-
-
-def resting_parameters(model: ElectraForPretraining) -> list[nn.Parameter]:
-    """The parameters that do not learn while the generator learns alone: all but the generator's."""
-    learning = {id(parameter) for parameter in model.generator.parameters()}
-    return [parameter for parameter in model.parameters() if id(parameter) not in learning]
-
-
-class _Resume(TrainerCallback):
-    """Goes on with the sums since the last log, which the Trainer does not save; waits for the last seal."""
-
-    def __init__(self, trainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if state.global_step:
-            self.trainer._load_sums()
-            # The Trainer would go on with the intervals of the checkpoint, whatever the command says now.
-            state.compute_steps(args, state.max_steps)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.trainer._wait_for_seal()
-        self.trainer.accelerator.wait_for_everyone()  # the first process to exit would end the others
 
 
 class ElectraTrainer(Trainer):
@@ -99,18 +62,18 @@ class ElectraTrainer(Trainer):
             )
         super().__init__(model, args, data_collator=data_collator, **kwargs)
         guard_trackers(self)
-        self.add_callback(_OwnRandomStream())
-        self.add_callback(_TwoStages())
-        self.add_callback(_Resume(self))
+        self.add_callback(OwnRandomStream())
+        self.add_callback(TwoStages())
+        self.add_callback(GoOn(self))
         self._train_metrics = PretrainingMetrics(args.device)
         self._findings = {}  # the kinds that the last log and the last evaluation found
         self._seconds_before = 0.0  # that earlier starts of this run have trained
         self._skipped_steps = torch.zeros((), device=args.device)
         self._skipped_in_a_row = torch.zeros((), device=args.device)
-        self._sealing = None  # the checkpoint saved last, while another thread reads and flushes its bytes
-        self._sealer = ThreadPoolExecutor(max_workers=1)
+        self._manifest = None  # the checkpoint saved last, while another thread reads and flushes its bytes
+        self._manifest_writer = ThreadPoolExecutor(max_workers=1)
 
-    def train(self, resume_from_checkpoint=None, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
         """As the Trainer's, but a run that has reached its last step is loaded and not trained a step further."""
         if resume_from_checkpoint is True:  # the Trainer's way to say: the newest
             resume_from_checkpoint = find_last_checkpoint(self.args.output_dir)
@@ -126,7 +89,7 @@ class ElectraTrainer(Trainer):
             if state.global_step >= max_steps:
                 self._load_from_checkpoint(resume_from_checkpoint)
                 self.state = state
-                self._load_sums()
+                load_totals(self)
                 loss = (self._total_loss_scalar + float(self._tr_loss)) / max(1, state.global_step)
                 metrics = {"train_runtime": self._seconds_before, "train_loss": loss}
                 return TrainOutput(state.global_step, loss, metrics | self._speed(self._seconds_before))
@@ -166,7 +129,7 @@ class ElectraTrainer(Trainer):
         metrics.update(output)
         return (output.loss, output) if return_outputs else output.loss
 
-    def log(self, logs, start_time=None):
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs.update(self._training_metrics_since_last_log() | self._check_skipped_steps())
         if "train_runtime" in logs:
@@ -176,12 +139,16 @@ class ElectraTrainer(Trainer):
             logs |= self._speed(logs["train_runtime"])
         super().log(logs, start_time)
 
+    def seconds_trained(self) -> float:
+        """Seconds that all starts of this run have trained until now."""
+        return self._seconds_before + time.perf_counter() - self._start
+
     def _speed(self, seconds):
         """Tokens and tokens per second of the whole run, all its starts together."""
         tokens = self._tokens_until(self.state.global_step)
         return {"train_tokens": tokens, "train_tokens_per_second": tokens / seconds if seconds else 0.0}
 
-    def floating_point_ops(self, inputs):
+    def floating_point_ops(self, inputs: dict) -> float:
         # The Trainer's own count walks over all modules at every micro-batch, and leaves attention out.
         input_ids = inputs["input_ids"]
         return input_ids.numel() * flops_per_token(self.model.config, input_ids.shape[1], self.model.generator_only)
@@ -281,12 +248,12 @@ class ElectraTrainer(Trainer):
         read = epochs * micro_batches + min(rest * accumulation, micro_batches)
         return read * self._tokens_per_step() // accumulation
 
-    def get_train_dataloader(self):
+    def get_train_dataloader(self) -> DataLoader:
         loader = super().get_train_dataloader()
         protect_workers(loader.base_dataloader)
         return loader
 
-    def get_eval_dataloader(self, eval_dataset=None):
+    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
         """Whole batches in turn to the processes: none is padded or read twice, and process count changes no draw."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         size = self.args.eval_batch_size
@@ -294,7 +261,9 @@ class ElectraTrainer(Trainer):
         mine = batches[self.args.process_index :: self.args.world_size]
         return DataLoader(dataset, batch_sampler=mine, collate_fn=self.data_collator)
 
-    def evaluation_loop(self, dataloader, description, metric_key_prefix="eval", **kwargs):
+    def evaluation_loop(
+        self, dataloader: DataLoader, description: str, metric_key_prefix: str = "eval", **kwargs
+    ) -> EvalLoopOutput:
         """Evaluate on draws from fixed seeds, one per batch, and leave the training's random stream untouched."""
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
@@ -339,65 +308,37 @@ class ElectraTrainer(Trainer):
             super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, model, trial):
-        """Save as the Trainer does, then seal in another thread; only a sealed checkpoint lets an older one go."""
-        self._wait_for_seal()
+        """Save as the Trainer does; the manifest follows in another thread, and an older checkpoint goes after it."""
+        self._wait_for_manifest()
         self.check_finite()  # before anything is written: a broken checkpoint must not rotate a good one away
         self.accelerator.wait_for_everyone()
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        if is_sealed(folder):  # this step's own: `clear_way` has moved every other
+        if has_manifest(folder):  # this step's own: `clear_way` has moved every other
             return
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         with disk_faults_told(self.args.output_dir):
             try:
                 super()._save_checkpoint(model, trial)
-                self._save_sums(folder)
+                save_totals(self, folder)
             finally:
                 self.args.save_total_limit = limit
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
                 save_identity(folder, describe_run(self, self.state.max_steps))
                 mark_written(folder)
-                self._sealing = self._sealer.submit(self._seal, folder, limit)
+                self._manifest = self._manifest_writer.submit(self._complete, folder, limit)
 
-    def _seal(self, folder, limit):
-        seal(folder)
+    def _complete(self, folder, limit):
+        write_manifest(folder)
         rotate(self.args.output_dir, limit)
 
-    def _wait_for_seal(self):
-        if self._sealing is not None:
+    def _wait_for_manifest(self):
+        if self._manifest is not None:
             with disk_faults_told(self.args.output_dir):
-                self._sealing.result()
-            self._sealing = None
+                self._manifest.result()
+            self._manifest = None
 
-    def _save_sums(self, folder):
-        """What was summed since the last log on this process; without it the first log after a resume would differ."""
-        sums = {
-            "loss": self._tr_loss,
-            "logged_loss": torch.tensor(self._total_loss_scalar, dtype=torch.float64),
-            "last_logged": torch.tensor(self._globalstep_last_logged),
-            "metrics": self._train_metrics.sums,
-            "histograms": self._train_metrics.histograms,
-            "center": self._train_metrics.center,
-            "skipped": self._skipped_steps,
-            "skipped_in_a_row": self._skipped_in_a_row,
-            "seconds": torch.tensor(self._seconds_before + time.perf_counter() - self._start),
-        }
-        save_file(sums, folder / f"sums_{self.args.process_index}.safetensors")
-
-    def _load_sums(self):
-        file = Path(self._resumed_from) / f"sums_{self.args.process_index}.safetensors"
-        if not file.is_file():  # a checkpoint of the first version
-            return
-        sums = {name: tensor.to(self.args.device) for name, tensor in load_file(file).items()}
-        self._tr_loss, self._globalstep_last_logged = sums["loss"], int(sums["last_logged"])
-        if "center" in sums:  # else of the first version, whose histograms had other bins
-            metrics = self._train_metrics
-            metrics.sums, metrics.histograms, metrics.center = sums["metrics"], sums["histograms"], sums["center"]
-        self._skipped_steps, self._skipped_in_a_row = sums["skipped"], sums["skipped_in_a_row"]
-        self._seconds_before = float(sums.get("seconds", 0.0))
-        self._total_loss_scalar = float(sums.get("logged_loss", 0.0))
-
-    def create_scheduler(self, num_training_steps, optimizer=None):
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         """The authors' schedule (rule 15): linear decay over all steps, multiplied by the warm-up."""
         if self.args.lr_scheduler_type != "linear" or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)

@@ -61,7 +61,7 @@ def results(folder):
     """What a run leaves, but for its times: digests of weights and tokenizers, numbers of the metrics."""
     digests = digest_folder(folder)
     kept = {name: digest for name, digest in digests.items() if name.endswith((".safetensors", "tokenizer.json"))}
-    kept = {name: digest for name, digest in kept.items() if "sums_" not in name}
+    kept = {name: digest for name, digest in kept.items() if "totals_" not in name}
     metrics = json.loads((folder / "metrics.json").read_text())
     return kept | {name: value for name, value in metrics.items() if not any(word in name for word in TIMES)}
 

@@ -16,11 +16,11 @@ from electra_hf.training.checkpoints import (
     clear_way,
     find_damage,
     find_last_checkpoint,
-    is_sealed,
+    has_manifest,
     mark_written,
     rotate,
-    seal,
     sorted_checkpoints,
+    write_manifest,
 )
 
 FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
@@ -34,7 +34,7 @@ def make_checkpoint(tmp_path):
         for name in FILES:
             (folder / name).write_text(f"{name} at {step}")
         if sealed:
-            seal(folder)
+            write_manifest(folder)
         return folder
 
     return make
@@ -120,7 +120,7 @@ def test_damage_to_any_file_of_a_real_checkpoint_is_named_and_the_one_before_it_
     output_dir = Path(trainer.args.output_dir)
     newest = output_dir / "checkpoint-2"
     files = sorted(path.name for path in newest.iterdir())
-    assert {MANIFEST, "run.json", "sums_0.safetensors", "rng_state.pth", "training_args.bin"} < set(files)
+    assert {MANIFEST, "run.json", "totals_0.safetensors", "rng_state.pth", "training_args.bin"} < set(files)
 
     def expect_named(name):
         caplog.clear()
@@ -170,9 +170,9 @@ def test_what_is_written_counts_before_it_is_sealed_and_is_sealed_at_the_next_st
     written = make_checkpoint(2, sealed=False)
     half = make_checkpoint(3, sealed=False)
     mark_written(written)
-    assert not is_sealed(written) and find_last_checkpoint(tmp_path) == written
+    assert not has_manifest(written) and find_last_checkpoint(tmp_path) == written
     clear_way(tmp_path, 3)  # from a checkpoint-3 of another folder, say
-    assert is_sealed(written) and not (written / WRITTEN).exists() and find_damage(written) is None
+    assert has_manifest(written) and not (written / WRITTEN).exists() and find_damage(written) is None
     assert not half.exists()
 
 
@@ -224,7 +224,7 @@ def test_what_the_disk_would_not_take_does_not_count_as_written(make_checkpoint,
 
     monkeypatch.setattr("electra_hf.training.checkpoints.os.fsync", refuse)
     with pytest.raises(OSError):
-        seal(folder)
+        write_manifest(folder)
     assert find_damage(folder) == "manifest.json is missing: the save did not finish"
 
 
@@ -241,7 +241,7 @@ def test_a_disk_that_fills_up_during_a_save_is_one_message_and_the_run_goes_on_f
     class FullDisk(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == 4:
-                trainer._wait_for_seal()  # what follows the seal of checkpoint-2 would sweep the folder away
+                trainer._wait_for_manifest()  # what follows the seal of checkpoint-2 would sweep the folder away
                 (output_dir / "checkpoint-4").mkdir()
                 (output_dir / "checkpoint-4" / name).symlink_to(full_disk)
 

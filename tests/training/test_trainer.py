@@ -14,9 +14,9 @@ from transformers import TrainerCallback
 from electra_hf import ElectraTrainer
 from electra_hf.errors import InputError
 from electra_hf.model.metrics import diagnose
+from electra_hf.training.callbacks import resting_parameters
 from electra_hf.training.checkpoints import find_damage, find_last_checkpoint, sorted_checkpoints
 from electra_hf.training.stopping import CleanStop
-from electra_hf.training.trainer import resting_parameters
 
 LOGGED = (
     "loss generator_loss discriminator_loss generator_accuracy rtd_accuracy rtd_majority_baseline rtd_auc "

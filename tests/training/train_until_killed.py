@@ -25,11 +25,11 @@ SAVE = [  # in the order of a save; the number says at which call of it
     ("transformers.Trainer._save_optimizer_and_scheduler", 1),
     ("transformers.Trainer._save_rng_state", 3),
     ("electra_hf.training.trainer.TrainerState.save_to_json", 1),
-    ("electra_hf.training.trainer.ElectraTrainer._save_sums", 3),
+    ("electra_hf.training.trainer.save_totals", 3),
     ("electra_hf.training.trainer.save_identity", 1),
     ("electra_hf.training.trainer.mark_written", 3),
     ("electra_hf.training.checkpoints.os.replace", 1),  # of the mark
-    ("electra_hf.training.trainer.seal", 3),
+    ("electra_hf.training.trainer.write_manifest", 3),
     ("electra_hf.training.checkpoints._describe", 1),
     ("electra_hf.training.checkpoints._flush", 3),
     ("electra_hf.training.checkpoints.os.replace", 2),  # of the manifest
