@@ -1,8 +1,6 @@
 """The corpus from files to two splits: what is cleaned, counted, dropped, held out, and found again."""
 
 import json
-import multiprocessing
-import os
 import unicodedata
 
 import numpy as np
@@ -229,33 +227,6 @@ def test_what_a_killed_run_left_is_cleaned_away(load, tmp_path):
         )
     )
     assert splits["train"]["text"][:] == ["unu"] and not prepared.with_suffix(".incomplete").exists()
-
-
-def _prepare_and_log(arguments, log):
-    prepare = corpus.prepare_corpus
-
-    def logged(*args):
-        with open(log, "a") as file:
-            file.write("prepared\n")
-        prepare(*args)
-
-    corpus.prepare_corpus = logged
-    splits, _ = load_corpus(arguments)
-    assert len(splits["train"]) + len(splits["test"]) == 20_000
-    os._exit(0)
-
-
-def test_processes_that_start_together_prepare_once(tmp_path):
-    (tmp_path / "a.txt").write_text(numbered(0, 20_000))
-    arguments = CorpusArguments(corpus_files=[str(tmp_path / "a.txt")], data_cache_dir=str(tmp_path / "cache"))
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=_prepare_and_log, args=(arguments, tmp_path / "log")) for _ in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert (tmp_path / "log").read_text() == "prepared\n"
 
 
 def test_files_and_a_dataset_become_one_corpus(load, tmp_path):
