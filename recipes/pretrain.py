@@ -53,8 +53,8 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
         )
 
         # Rows: sentences joined with [SEP] and cut to exactly max_length, without padding
-        train_rows = pack_dataset(corpus["train"], tokenizer, tokenizer_args.max_length)
-        test_rows = pack_dataset(corpus["test"], tokenizer, tokenizer_args.max_length)
+        train_rows = pack_dataset(corpus["train"], tokenizer, tokenizer_args.max_length, corpus_args.data_cache_dir)
+        test_rows = pack_dataset(corpus["test"], tokenizer, tokenizer_args.max_length, corpus_args.data_cache_dir)
 
     check_rows(train_rows, training_args.train_batch_size * training_args.world_size)
 

@@ -27,8 +27,8 @@ from electra_hf.text.characters import clean_characters
 from electra_hf.text.columns import load_hub_dataset
 from electra_hf.text.exclusion import TaggedSentences
 from electra_hf.text.fingerprint import TextFingerprint, fingerprint_of, fingerprint_texts
-from electra_hf.text.names import TAGGED_SUFFIXES, inner_suffix, is_sentences, refuse_blank_settings
-from electra_hf.text.prepared import cache_folder, prepared_folder, read_arrow, refusals_of_the_disk
+from electra_hf.text.names import TAGGED_SUFFIXES, inner_suffix, is_sentences, printable, refuse_blank_settings
+from electra_hf.text.prepared import cache_folder, prepared_folder, read_arrow
 from electra_hf.text.readers import read_dataset, read_sentences
 from electra_hf.text.sources import find_sources
 
@@ -104,8 +104,12 @@ def load_corpus(arguments: CorpusArguments) -> tuple[DatasetDict, dict]:
     Raises `InputError` for whatever is wrong with the input; nothing half-prepared stays on disk.
     """
     cache = cache_folder(arguments.data_cache_dir)
-    with refusals_of_the_disk(cache):
+    try:
         cache.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # not allowed, too long, no name for a folder
+        raise InputError(
+            f"data_cache_dir: cannot make the folder {printable(str(cache))} ({printable(str(error))})."
+        ) from None
     downloads = cache / "downloads"
     tagged = find_sources(arguments.exclude_files, downloads, TAGGED_SUFFIXES)
     parts = [_file_part(source, arguments) for source in find_sources(arguments.corpus_files, downloads)]

@@ -55,7 +55,8 @@ def public_name(url: str) -> str:
         # Not a word of the address: nobody can tell where in it a password stands.
         raise InputError("An address is not valid: expected one like https://host/folder/text.txt.gz.") from None
     if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
-        raise InputError(f"{parts.scheme}://{parts.hostname or ''}: only http:// and https:// addresses are fetched.")
+        shown = printable(f"{parts.scheme}://{parts.hostname or ''}")
+        raise InputError(f"{shown}: only http:// and https:// addresses are fetched.")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return printable(f"{parts.scheme}://{host}{f':{port}' if port is not None else ''}{parts.path}")
 
@@ -142,16 +143,16 @@ def _fetch(url, name, path, progress):
     identity = xxhash.xxh3_64_hexdigest(f"{version.etag} {version.modified} {version.size}".encode())
     part = path.with_name(f"{path.name}.{identity}.incomplete")
     progress.total = (progress.total or 0) + version.size
-    failures = 0
+    failures, most = 0, 0
     with open(part, "ab" if version.size else "wb") as file:
         progress.update(file.tell())
         while not version.size or file.tell() < version.size:
-            start = file.tell()
+            most = max(most, file.tell())
             try:
                 _fetch_rest(url, name, file, version, progress)
                 break
             except HTTPError:
-                failures = 0 if file.tell() > start else failures + 1
+                failures = 0 if file.tell() > most else failures + 1  # begun anew and cut again is no step
                 if failures == MOST_FAILURES:
                     raise
                 time.sleep(1)

@@ -92,6 +92,51 @@ def test_unicode_separators_part_neither_lines_nor_columns(write):
     assert read(write("a\u2028b\u00a0c X\n")) == [(["a\u2028b\u00a0c"], ["X"])]
 
 
+def test_the_first_line_may_be_the_one_whose_word_holds_a_space(write):
+    assert read(write("Trả lời VERB\nnói VERB\nông NOUN\n")) == [(["Trả lời", "nói", "ông"], ["VERB", "VERB", "NOUN"])]
+
+
+@pytest.mark.parametrize(
+    "comment", ["# id 5f0 domain=eo", "# id 5f0\tdomain=eo", "# a\n# b c d e f", "#begin document 3"]
+)
+def test_comments_before_a_sentence_are_no_words(write, comment):
+    text = f"{comment}\nla _ _ O\nNov _ _ B-LOC\n\n{comment}\n# _ _ O\nve _ _ O\n"
+    if comment.startswith("# a"):
+        with pytest.raises(InputError):
+            read(write(text))
+    else:
+        assert read(write(text)) == [(["la", "Nov"], ["O", "B-LOC"]), (["#", "ve"], ["O", "O"])]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_first_column_of_running_numbers_is_no_word(write, first):
+    text = f"{first}\tla\tDET\n{first + 1}\tkato\tNOUN\n\n{first}\tDormu\tVERB\n"
+    assert read(write(text)) == [(["la", "kato"], ["DET", "NOUN"]), (["Dormu"], ["VERB"])]
+
+
+def test_a_first_column_of_other_numbers_is_refused(write):
+    with pytest.raises(
+        InputError, match="line 2: expected words in the first column, found numbers only, here 9 after 4"
+    ):
+        read(write("4 la DET\n9 kato NOUN\n"))
+
+
+def test_numbers_are_words_where_there_is_no_other_column(write):
+    assert read(write("1 NUM\n2 NUM\n")) == [(["1", "2"], ["NUM", "NUM"])]
+
+
+def test_conllu_says_how_its_words_stand_together(write):
+    (sentence,) = read_tagged_sentences(
+        write(
+            CONLLU.replace(
+                "3\tlernejo\tlernejo\tNOUN\tn\t_\t1\tobl\t_\t_",
+                "3\tlernejo\tlernejo\tNOUN\tn\t_\t1\tobl\t_\tSpaceAfter=No\n4\t!\t!\tPUNCT\t_\t_\t_\t_\t_\t_",
+            )
+        )
+    )
+    assert sentence.text == "Irual lernejo!"
+
+
 @pytest.mark.parametrize("name", ["tagged.conllu", "tagged.txt"])
 def test_conllu_gives_words_and_upos_without_ranges_empty_nodes_and_comments(write, name):
     assert read(write(CONLLU, name)) == [(["Iru", "al", "lernejo"], ["VERB", "ADP", "NOUN"])]
@@ -204,6 +249,80 @@ def test_a_column_that_a_hub_dataset_lacks_is_named_beside_those_it_has(hub_data
 def test_the_text_comes_from_files_or_from_a_dataset(arguments):
     with pytest.raises(InputError, match="either train_file .* or dataset_name"):
         load_tagged_sentences(TaggingArguments(**arguments))
+
+
+@pytest.fixture
+def write_dataset(tmp_path):
+    """Writes a Hub-like dataset with these columns and returns its folder."""
+
+    def make(tokens, upos, label=None):
+        items = {"tokens": tokens, "upos": upos}
+        dataset = datasets.Dataset.from_dict(items)
+        if label is not None:
+            dataset = dataset.cast_column("upos", datasets.List(label))
+        for split in ("train", "test"):
+            dataset.to_parquet(tmp_path / "own" / f"{split}.parquet")
+        return str(tmp_path / "own")
+
+    return make
+
+
+LABELS = datasets.ClassLabel(names=["DET", "NOUN", "_"])
+
+
+@pytest.mark.parametrize(
+    ("upos", "label"),
+    [
+        ([[0, -1, 1], [1]], LABELS),
+        ([[0, None, 1], [1]], LABELS),
+        ([[0, 2, 1], [1]], LABELS),
+        ([["0", None, "1"], ["1"]], None),
+        ([["0", "_", "1"], ["1"]], None),
+        ([["0", "", "1"], ["1"]], None),
+        ([["0", "-100", "1"], ["1"]], None),
+        ([[0, -100, 1], [1]], None),
+        ([[0, -1, 1], [1]], None),
+    ],
+)
+def test_every_way_to_say_no_label_leaves_the_word_out_and_says_so(write_dataset, caplog, upos, label):
+    folder = write_dataset([["la", "tre", "kato"], ["hundo"]], upos, label)
+    for part in load_tagged_sentences(TaggingArguments(dataset_name=folder)):
+        names = {"DET": "0", "NOUN": "1"}
+        found = [(sentence.words, [names.get(tag, tag) for tag in sentence.tags]) for sentence in part]
+        assert found == [(["la", "kato"], ["0", "1"]), (["hundo"], ["1"])]
+    assert "1 words have no label" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("tokens", "upos", "message"),
+    [
+        (["la hundo"], [["DET", "NOUN"]], "text_column: the column 'tokens' .*Expected a list"),
+        ([["la", "hundo"]], ["DET NOUN"], "label_column: the column 'upos' .*Expected a list"),
+        ([["la", "hundo"]], [["DET"]], "row 1: 2 words but 1 tags"),
+        ([["la"], None], [["DET"], ["NOUN"]], "row 2: 0 words but 1 tags"),
+        ([[1, 2]], [["DET", "NOUN"]], "row 1: expected words as text, found a int"),
+        ([["la", None]], [["DET", "NOUN"]], "row 1: expected words as text, found a NoneType"),
+        ([["la"]], [[0.5]], "row 1: expected a label as text or number, found a float"),
+        ([["la"]], [["_"]], "holds no tagged word"),
+    ],
+)
+def test_a_column_of_another_kind_is_refused_by_its_name(write_dataset, tokens, upos, message):
+    with pytest.raises(InputError, match=message):
+        load_tagged_sentences(TaggingArguments(dataset_name=write_dataset(tokens, upos)))
+
+
+def test_a_hub_dataset_that_cannot_be_read_is_one_message(tmp_path):
+    (tmp_path / "train.csv").write_text('a,b\n1,"2\n3,4,5,6\n')
+    for name in (str(tmp_path), "me/nowhere", "a" * 5000, "\0", "~nosuchuser", "http://[bad", "/dev/zero"):
+        with pytest.raises(InputError, match="dataset_name") as raised:
+            load_tagged_sentences(TaggingArguments(dataset_name=name))
+        assert len(str(raised.value)) < 1_500
+
+
+@pytest.mark.parametrize("setting", ["train_file", "test_file", "labels_file", "dataset_name", "text_column"])
+def test_an_empty_setting_is_refused_by_its_name(setting):
+    with pytest.raises(InputError, match=f"{setting}: is empty"):
+        TaggingArguments(**{setting: " "})
 
 
 # Split

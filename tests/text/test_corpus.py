@@ -1,8 +1,6 @@
 """The corpus from files to two splits: what is cleaned, counted, dropped, held out, and found again."""
 
 import json
-import multiprocessing
-import os
 import unicodedata
 
 import numpy as np
@@ -231,33 +229,6 @@ def test_what_a_killed_run_left_is_cleaned_away(load, tmp_path):
     assert splits["train"]["text"][:] == ["unu"] and not prepared.with_suffix(".incomplete").exists()
 
 
-def _prepare_and_log(arguments, log):
-    prepare = corpus.prepare_corpus
-
-    def logged(*args):
-        with open(log, "a") as file:
-            file.write("prepared\n")
-        prepare(*args)
-
-    corpus.prepare_corpus = logged
-    splits, _ = load_corpus(arguments)
-    assert len(splits["train"]) + len(splits["test"]) == 20_000
-    os._exit(0)
-
-
-def test_processes_that_start_together_prepare_once(tmp_path):
-    (tmp_path / "a.txt").write_text(numbered(0, 20_000))
-    arguments = CorpusArguments(corpus_files=[str(tmp_path / "a.txt")], data_cache_dir=str(tmp_path / "cache"))
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=_prepare_and_log, args=(arguments, tmp_path / "log")) for _ in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert (tmp_path / "log").read_text() == "prepared\n"
-
-
 def test_files_and_a_dataset_become_one_corpus(load, tmp_path):
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub" / "data.jsonl").write_text('{"text": "unu\\ndu"}\n{"text": "tri"}\n')
@@ -283,3 +254,48 @@ def test_the_report_is_json_and_prints_as_an_aligned_table(load):
         ["total", "of", "2", "4,001", "2,000", "2,001"],
     ]
     assert train.startswith(f"{report['splits']['train']['sentences']:,} sentences, ")
+
+
+@pytest.mark.parametrize("invisible", ["\u200b", "\u00ad", "\ufeff", "\u2060", "\u200e"])
+def test_duplicates_that_differ_in_invisible_characters_are_duplicates(load, invisible):
+    texts = [f"Jen la{invisible}bona frazo.", "Jen labona frazo.", "Jen la bona frazo."]
+    splits, report = load({"a.txt": "\n".join(texts)}, test_share=0)
+    assert splits["train"]["text"][:] in (
+        ["Jen labona frazo.", "Jen la bona frazo."],
+        ["Jen la bona frazo.", "Jen labona frazo."],
+    )
+    assert report["total"]["duplicate"] == 1
+
+
+def test_a_zero_width_non_joiner_is_spelling(load):
+    splits, _ = load({"a.txt": "می‌خواهم\nمیخواهم\n"}, test_share=0)
+    assert len(splits["train"]) == 2
+
+
+@pytest.mark.parametrize("setting", ["corpus_files", "exclude_files", "dataset_name", "data_cache_dir", "text_column"])
+def test_an_empty_setting_is_refused_by_its_name(setting):
+    value = ["a.txt", " "] if setting.endswith("files") else ""
+    with pytest.raises(InputError, match=f"{setting}: is empty"):
+        CorpusArguments(**{"corpus_files": ["a.txt"], setting: value})
+
+
+def test_ten_thousand_files_make_one_progress_bar_and_one_warning(load, tmp_path, capfd, caplog):
+    files = {f"{number}.txt": f"Frazo {number}.\n" * (number % 2) for number in range(200)}
+    load(files, test_share=0)
+    assert capfd.readouterr().err.count("\r") < 10
+    assert [record.getMessage()[-30:] for record in caplog.records] == ["and 97 others are empty and left out."[-30:]]
+
+
+def test_a_hub_dataset_that_cannot_be_read_is_one_message(tmp_path):
+    (tmp_path / "train.csv").write_text('text,b\n1,"2\n3,4,5,6\n')
+    for name in (str(tmp_path), "a" * 5000, "\0", "~nosuchuser", "http://[bad", "/dev/zero"):
+        with pytest.raises(InputError, match="dataset_name") as raised:
+            load_corpus(CorpusArguments(dataset_name=name, data_cache_dir=str(tmp_path / "cache")))
+        assert len(str(raised.value)) < 1_500
+
+
+@pytest.mark.parametrize("folder", ["\0", "a" * 5000, "/dev/null/x", "\ud800"])
+def test_a_cache_that_cannot_be_is_one_message(tmp_path, folder):
+    (tmp_path / "a.txt").write_text("unu")
+    with pytest.raises(InputError, match="data_cache_dir"):
+        load_corpus(CorpusArguments([str(tmp_path / "a.txt")], data_cache_dir=folder))

@@ -17,7 +17,7 @@ BODY = b"".join(b"Frazo %d.\n" % number for number in range(100))
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers as `server.answers[path]` says: a function of the asked start to (status, headers, body)."""
+    """Answers as `server.answers[path]` says: a function of the start that was asked for, to an answer."""
 
     def do_HEAD(self):
         self.respond(None)

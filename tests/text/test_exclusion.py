@@ -58,22 +58,32 @@ def test_a_sentence_that_stands_twice_in_the_tagged_files_counts_twice():
     assert (sentences.number, sentences.number_found) == (3, 2)
 
 
-VIETNAMESE = (
-    "Trả lời VERB\nphỏng vấn VERB\n, PUNCT\nông NOUN\nnói VERB\n. PUNCT\n\nNov Jorko PROPN\nestas AUX\ngranda ADJ\n"
-)
-CONLLU = (
-    "# text = Al la Nova Jorko.\n"
-    "1-2\tAlla\t_\t_\t_\t_\t_\t_\t_\t_\n1\tAl\t_\t_\t_\t_\t_\t_\t_\t_\n2\tla\t_\t_\t_\t_\t_\t_\t_\t_\n"
-    "3\tNova Jorko\t_\t_\t_\t_\t_\t_\t_\tSpaceAfter=No\n"
-    "3.1\tnenio\t_\t_\t_\t_\t_\t_\t_\t_\n4\t.\t_\t_\t_\t_\t_\t_\t_\t_\n"
+VIETNAMESE = """\
+Trả lời VERB
+phỏng vấn VERB
+, PUNCT
+ông NOUN
+nói VERB
+. PUNCT
+
+Nov Jorko PROPN
+estas AUX
+granda ADJ
+"""
+ROWS = [
+    *("1-2 Del _", "1 De _", "2 el _", "3 Nova\u00a0Jorko SpaceAfter=No", "3.1 nenio _", "4 . _"),
+]
+CONLLU = "# text = Del Nova Jorko.\n" + "".join(
+    "\t".join([number, form.replace("\u00a0", " "), *"_" * 7, misc]) + "\n"
+    for number, form, misc in (row.split(" ") for row in ROWS)
 )
 
 
 @pytest.fixture
 def load(tmp_path):
-    def load(text, *, compress=bytes, **files):
-        for name, content in {"corpus.txt": text} | {name.replace("_", "."): files[name] for name in files}.items():
-            (tmp_path / name).write_text(content)
+    def load(text, **files):
+        for name, content in {"corpus_txt": text, **files}.items():
+            (tmp_path / name.replace("_", ".")).write_text(content)
         exclude = [str(tmp_path / name.replace("_", ".")) for name in files]
         return load_corpus(
             CorpusArguments(
@@ -95,8 +105,8 @@ def test_words_that_hold_blanks_are_read_as_the_tagger_reads_them_and_the_report
 
 
 def test_conllu_without_tags_excludes_by_the_text_that_it_stands_for(load):
-    splits, report = load("Li iris alla Nova Jorko, kaj revenis\nal la Nova Jorko\n", x_conllu=CONLLU)
-    assert splits["train"]["text"][:] == ["al la Nova Jorko"]
+    splits, report = load("Li venis del Nova Jorko, kaj restis\nde el Nova Jorko\n", x_conllu=CONLLU)
+    assert splits["train"]["text"][:] == ["de el Nova Jorko"]
     assert (report["excluded_sentences"], report["excluded_sentences_found"]) == (1, 1)
 
 

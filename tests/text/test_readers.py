@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from electra_hf.errors import InputError
 from electra_hf.text import readers
+from electra_hf.text.columns import texts_of_tables
 from electra_hf.text.readers import LONGEST_LINE, cut, read_dataset, read_lines, read_sentences
 from electra_hf.text.sources import Source
 
@@ -201,3 +202,43 @@ def test_arbitrary_bytes_give_texts_or_an_input_error(tmp_path, start, content, 
     else:
         assert all(text.encode() is not None for text in texts)  # no lone surrogate, which Arrow could not hold
         assert counts["read"] == len(texts) + (counts["undecodable"] if encoding_errors == "skip" else 0)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "numbers", "x-sentences.txt"])
+def test_numbered_lines_lose_their_numbers_under_any_name(tmp_path, name):
+    content = "".join(f"{3 * number}\tFrazo {number}.\n" for number in range(1, 2_000)) + "sen numero\n"
+    texts, counts = read(tmp_path, content.encode(), name)
+    assert texts == [f"Frazo {number}." for number in range(1, 2_000)] + ["sen numero"]
+    assert counts["numbered"] == 1_999
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "1\tunu\n",  # one line shows nothing
+        "7\tunu\n3\tdu\n5\ttri\n",  # they do not rise
+        "1\tunu\n2\tdu\ntri\nkvar\n",  # half
+        "1 unu\n2 du\n",
+        "1\n2\n",
+        f"{'9' * 5000}\tunu\n{'9' * 5000}\tdu\n",
+    ],
+)
+def test_other_numbers_are_text(tmp_path, content):
+    assert read(tmp_path, content.encode())[0] == content.splitlines()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string_view(), pa.dictionary(pa.int8(), pa.large_string()), pa.dictionary(pa.int32(), pa.string_view())],
+)
+def test_any_string_type_of_arrow_is_text(kind):
+    values = pa.array(["unu", "du"]).cast(kind.value_type if pa.types.is_dictionary(kind) else kind)
+    column = (
+        pa.DictionaryArray.from_arrays(pa.array([0, None, 1], kind.index_type), values)
+        if pa.types.is_dictionary(kind)
+        else values
+    )
+    (texts,) = texts_of_tables([pa.table({"text": column})], "x", "text")
+    assert [text or b"" for text in texts.to_pylist()] == (
+        [b"unu", b"", b"du"] if len(column) == 3 else [b"unu", b"du"]
+    )

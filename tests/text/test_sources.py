@@ -4,6 +4,8 @@ import bz2
 import gzip
 import io
 import lzma
+import os
+import shutil
 import tarfile
 import threading
 import zipfile
@@ -372,3 +374,101 @@ def test_a_damaged_archive_gives_bytes_or_an_input_error(tmp_path, at, damage, k
         assert "x.tar" in str(error)
     else:
         assert all(isinstance(text, bytes) for text in texts.values())
+
+
+# Whatever a user names: regular files, or one message
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """A folder with everything that a folder can hold, as the working folder."""
+    folder = tmp_path / "tree"
+    (folder / "a" / "b").mkdir(parents=True)
+    (folder / "a" / "one.txt").write_text("unu")
+    (folder / "a" / "b" / "two.txt").write_text("du")
+    (folder / "a" / "b" / "up").symlink_to(folder)  # round and round
+    (folder / "linked").symlink_to(folder / "a")
+    (folder / "odd").mkdir()
+    os.mkfifo(folder / "odd" / "pipe.txt")
+    (folder / "odd" / "self.txt").symlink_to("self.txt")
+    (folder / "odd" / "broken.txt").symlink_to("nowhere")
+    (folder / os.fsdecode(b"caf\xe9.txt")).write_text("tri")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_linked_folders_are_followed_and_each_file_comes_once(tree, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "three.txt").write_text("tri")
+    (tree / "a" / "more").symlink_to(elsewhere)
+    for name in ("a", "a/**", "a/**/*.txt", str(tree / "a" / "**" / "*.txt"), "linked"):
+        if name in ("a", "linked"):
+            shutil.rmtree(tree / "odd", ignore_errors=True)
+        assert {source.path.name for source in find_sources([name], tmp_path)} >= {"one.txt", "two.txt", "three.txt"}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("odd/pipe.txt", "pipe.txt: neither a file nor a folder"),
+        ("odd/pi*", "pipe.txt: neither a file nor a folder"),
+        ("/dev/zero", "/dev/zero: neither a file nor a folder"),
+        ("odd/self.txt", "self.txt: a link that leads nowhere"),
+        ("odd/b*.txt", "broken.txt: a link that leads nowhere"),
+        ("odd", "a link that leads nowhere"),
+        ("a" * 5000, "no such file|too long"),
+        ("*/" + "a" * 5000, "no such file|too long"),
+        ("~nosuchuser/a.txt", "~nosuchuser/a.txt: there is no such file"),
+        ("a\0b", "no such file|cannot be looked up"),
+        ("\ud800", "no such file|cannot be looked up"),
+        ("", "A path is empty"),
+        (" \t", "A path is empty"),
+    ],
+)
+def test_what_is_no_regular_file_is_one_message(tree, tmp_path, name, message):
+    with pytest.raises(InputError, match=message) as raised:
+        find_sources([name], tmp_path)
+    assert len(str(raised.value)) < 1_000 and str(raised.value).isprintable()
+
+
+def test_a_name_that_is_not_utf8_is_read_and_shown_escaped(tree, tmp_path):
+    (source,) = find_sources(["caf*"], tmp_path)
+    assert source.name == "caf\\udce9.txt" and read_all(source.path) == {source.path.name: b"tri"}
+
+
+def test_a_pipe_that_is_given_as_a_source_is_not_waited_for(tree):
+    for path in (tree / "odd" / "pipe.txt", tree, tree / "nowhere"):
+        with pytest.raises(InputError):
+            next(open_texts(Source("x", path)))
+
+
+NAMES = st.lists(
+    st.sampled_from(
+        ["a", "b", "odd", "one.txt", "*", "**", "?", "[ab]", "[", ".", "~", "\0", "\udce9", "é", "/", "/", "//"]
+    ),
+    max_size=8,
+).map("".join)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(NAMES | st.text(max_size=20))
+def test_any_string_names_regular_files_or_is_refused(tree, tmp_path, name):
+    if name.startswith(("/", "~")) or ".." in name:
+        return  # not ours to look through
+    try:
+        sources = find_sources([name], tmp_path)
+    except InputError as error:
+        assert str(error).isprintable()
+    else:
+        assert sources and all(source.path.is_file() and source.name.isprintable() for source in sources)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a", "a.conllu"])
+def test_a_web_page_is_no_text_unless_its_name_says_so(tmp_path, name):
+    page = b"<!DOCTYPE html>\n<html>Please log in</html>\n"
+    (tmp_path / name).write_bytes(gzip.compress(page) if name.endswith("gz") else page)
+    with pytest.raises(InputError, match="web page"):
+        read_all(tmp_path / name)
+    (tmp_path / "a.html").write_bytes(page)
+    assert read_all(tmp_path / "a.html") == {"a.html": page}
