@@ -30,7 +30,7 @@ class ClassificationArguments:
     label_column: str | None = field(default=None, metadata={"help": "Without task: the column of the label."})
     regression: bool | None = field(
         default=None,
-        metadata={"help": "Whether labels are numbers to predict (default: if all are numbers, one with a point)."},
+        metadata={"help": "Whether labels are numbers to predict (default: if all are numbers and not all whole)."},
     )
     train_file: str | None = field(
         default=None, metadata={"help": "Path or URL: .tsv, .csv, .jsonl or .parquet, .gz too."}
@@ -286,9 +286,11 @@ def _are_numbers(train, arguments, task):
         numbers = [float(example.label) for example in train]
     except ValueError:
         return False
-    found = all(map(math.isfinite, numbers)) and any("." in example.label for example in train)
+    found = all(map(math.isfinite, numbers)) and not all(map(float.is_integer, numbers))
     if found:
-        logger.warning("The labels are numbers and will be predicted as such. For labels set regression to false.")
+        logger.warning(
+            "The labels are numbers, not all whole, and are predicted as such. For labels set regression to false."
+        )
     return found
 
 

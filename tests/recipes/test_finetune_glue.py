@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -26,7 +27,10 @@ def recipe():
     spec = importlib.util.spec_from_file_location("finetune_glue", ROOT / "recipes" / "finetune_glue.py")
     sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     yield module
+    for number, handler in handlers.items():  # a recipe sets its own
+        signal.signal(number, handler)
     del sys.modules[spec.name]
 
 

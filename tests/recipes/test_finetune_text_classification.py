@@ -2,6 +2,7 @@ import ast
 import importlib.util
 import json
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -35,7 +36,10 @@ def recipe():
     )
     sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     yield module
+    for number, handler in handlers.items():  # a recipe sets its own
+        signal.signal(number, handler)
     del sys.modules[spec.name]
 
 
