@@ -111,7 +111,12 @@ class TokenizerArguments:
         default="wordpiece", metadata={"help": "wordpiece, bpe (byte-level) or unigram."}
     )
     vocab_size: int = field(default=52_000, metadata={"help": "Entries, rounded up to a multiple of 64."})
-    lowercase: bool = field(default=False, metadata={"help": "Lower-case the text; accents stay either way."})
+    lowercase: bool = field(
+        default=False,
+        metadata={
+            "help": "Lower-case the text; accents stay. Wrong for Turkish and Azeri, whose small I is ı: leave it off."
+        },
+    )
     max_length: int = field(
         default=128, metadata={"help": "Length of a packed row in tokens, [CLS] and [SEP] included."}
     )

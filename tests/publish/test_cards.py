@@ -46,7 +46,13 @@ CORPUS = {
     "sources": [{"name": "archives/epo_news.tar.gz", **COUNTS}],
     "total": COUNTS,
     "splits": {"train": {"sentences": 990, "characters": 70_000}, "test": {"sentences": 10, "characters": 700}},
-    "tokenizer": {"vocab_size": 128, "fertility": 1.4142, "unknown_share": 0.00012},
+    "tokenizer": {
+        "vocab_size": 128,
+        "fertility": 1.4142,
+        "unknown_share": 0.00012,
+        "unknown_character_share": 0.00034,
+        "changed_word_share": 0.00056,
+    },
 }
 RECIPE = {
     "seed": 42,
@@ -113,7 +119,8 @@ def test_a_discriminator_card_shows_numbers_beside_their_baselines(run):
     assert "Not kept: 190 exact duplicates, 3 empty" in text
     assert "stand in files kept apart (pos-test.txt)" in text
     assert "/home/" not in text.split("```yaml")[0]
-    assert "1.414 tokens per word, 0.00012 of the tokens unknown" in text
+    assert "1.414 tokens per word, 0.00012 of the tokens unknown, with 0.00034 of the characters in them" in text
+    assert "the spelling of 0.00056 of the words changed." in text
     assert "Licences of the text: CC BY." in text
     assert "| time | 1.50 hours |" in text
     assert "| tokens read | 12,345,678 |" in text
