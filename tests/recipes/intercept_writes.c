@@ -55,12 +55,21 @@ static void resolve(int directory, const char *name, char *path) {
     if (snprintf(path, PATH, "%s/%s", base, name) >= PATH) path[0] = 0;
 }
 
+/* safetensors writes to .tmpXXXXXX, by chance another name each time; it is known as .tmp here. */
+static void forget_random_name(char *line, int *length) {
+    char *name = strstr(line, "/.tmp");
+    if (!name || name + 12 != line + *length) return;
+    strcpy(name + 5, "\n");
+    *length -= 6;
+}
+
 /* Note the call. 1 where it is the one to be stopped at, unless that has killed the process already. */
 static int meets(const char *call, const char *path) {
     char line[PATH + 32];
     if (!folder[0] || strncmp(path, folder, strlen(folder))) return 0;
     int length = snprintf(line, sizeof line, "%s %s\n", call, path + strlen(folder));
     if (length >= (int)sizeof line) return 0;
+    forget_random_name(line, &length);
     pthread_mutex_lock(&lock);
     syscall(SYS_write, journal, line, length);
     line[length - 1] = 0;

@@ -8,10 +8,12 @@ Each run is forked from a process that has imported everything already, and whos
 
 import argparse
 import ctypes
+import gc
 import importlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +24,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from electra_hf.files import digest_folder
+from electra_hf.files import digest
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SOURCE = Path(__file__).with_name("intercept_writes.c")
@@ -55,11 +57,18 @@ FLAGS = {
         "seeds": "1 2",
     },
 }
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-OFFLINE = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"), "1")
+ENVIRONMENT = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), "1"),
+    **dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"), "1"),
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONHASHSEED": "0",
+    "PYTHONPATH": os.pathsep.join([str(RECIPES.parent), str(RECIPES)]),
+}
 
-# What two runs may differ in: when they ran and how long they took, and who held the lock.
-TIMES = ("runtime", "per_second", "seconds", "hours", "since", "process", "time")
+# What two equal runs differ in: when they ran and how fast.
+TIMES = re.compile("runtime|per_second")  # keys of JSON files
+TIMES_IN_CARDS = re.compile(r"^\| (time|tokens per second) \|.*\n", re.MULTILINE)
+FILES_WITH_TIMES = ("curves.png", "sums_*.safetensors", "manifest.json")  # the last has the sizes of all others
 
 
 @dataclass(frozen=True)
@@ -76,15 +85,14 @@ class Operation:
 class Forks:
     """A process that has imported everything, and starts runs of recipes as its forks, one at a time."""
 
-    def __init__(self, hash_seed: int = 0):
+    def __init__(self, **environment: str):
         self._place = tempfile.TemporaryDirectory()
         library = Path(self._place.name) / "intercept_writes.so"
-        compile_interceptor(library)
-        python_path = os.pathsep.join([str(RECIPES.parent), os.environ.get("PYTHONPATH", "")])
-        environment = ONE_THREAD | OFFLINE | {"TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": str(hash_seed)}
+        command = [compiler(), "-shared", "-fPIC", "-O1", "-o", str(library), str(SOURCE), "-ldl", "-lpthread"]
+        subprocess.run(command, check=True)
         self._process = subprocess.Popen(
             [sys.executable, __file__, "--serve"],
-            env=os.environ | environment | {"LD_PRELOAD": str(library), "PYTHONPATH": python_path},
+            env=os.environ | ENVIRONMENT | {"LD_PRELOAD": str(library)} | environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -101,7 +109,7 @@ class Forks:
     def run(self, recipe: str, folder: Path, mode: str = "record", at: Operation | None = None) -> tuple[int, str]:
         """Run a recipe in `folder`; returns its exit code (negative: the signal that killed it) and what it printed.
 
-        What it does to the disk is added to the file FOLDER.journal, what it prints to FOLDER.output.
+        Its calls that change files below the folder are listed in FOLDER.journal.
         """
         case = {"recipe": recipe, "folder": str(folder), "mode": MODES[mode]}
         case |= {"call": at.call if at else "", "occurrence": at.occurrence if at else 0}
@@ -109,11 +117,6 @@ class Forks:
         self._process.stdin.flush()
         code = int(self._process.stdout.readline())
         return code, Path(f"{folder}.output").read_text(errors="replace")
-
-
-def compile_interceptor(library: Path) -> None:
-    """Needs Linux and a C compiler; `why_not` says which one is missing."""
-    subprocess.run([compiler(), "-shared", "-fPIC", "-O1", "-o", str(library), str(SOURCE), "-ldl", "-lpthread"], check=True)
 
 
 def compiler() -> str | None:
@@ -129,10 +132,14 @@ def why_not() -> str | None:
 
 def serve() -> None:
     """Fork a run for each line of standard input; its exit code is the line that answers."""
-    sys.path.insert(0, str(RECIPES))
     recipes = {name: importlib.import_module(name) for name in FLAGS}
-    importlib.import_module("matplotlib.pyplot")
     importlib.import_module("transformers.models.electra.modeling_electra")
+    with tempfile.TemporaryDirectory() as place:  # fills the caches of fonts
+        recipes["pretrain"].draw_curves(
+            [{"step": 1, "rtd_auc": 0.5, "discriminator_loss": 0.7}], f"{place}/curves.png"
+        )
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy all that it has from here
     for line in sys.stdin:
         case = json.loads(line)
         child = os.fork()
@@ -143,7 +150,8 @@ def serve() -> None:
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
-def become_run(recipe, case) -> None:
+def become_run(recipe, case: dict) -> None:
+    """Run the recipe in this process, from the folder of the case, watched."""
     folder = case["folder"]
     os.chdir(folder)
     output = os.open(f"{folder}.output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -188,33 +196,42 @@ def read_journal(folder: Path) -> list[Operation]:
 
 
 def results(folder: Path) -> dict[str, object]:
-    """What a run has left in `folder/run`: digests of files, numbers but for times."""
-    run = folder / "run"
-    kept = {}
-    for name, digest in digest_folder(run).items():
-        if name.startswith("checkpoint-") or name.endswith(".json.tmp") or name == ".lock":
-            continue
-        path = run / name
-        if name == "metrics.json" or name.endswith("/metrics.json"):
-            kept[name] = without_times(json.loads(path.read_text()))
-        elif not name.endswith("README.md") and not name.endswith("training_args.bin"):
-            kept[name] = digest
-    return kept
+    """What a run has left below `folder`: every file with its content but for times."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): without_times(path) for path in files}
 
 
-def without_times(content):
+def without_times(path: Path) -> object:
+    """The content of a file, without what differs between two equal runs; None where that is all of it."""
+    if any(path.match(name) for name in FILES_WITH_TIMES):
+        return None
+    if path.suffix == ".json":
+        return drop_times(json.loads(path.read_text(encoding="utf-8")))
+    if path.name == "README.md":
+        return TIMES_IN_CARDS.sub("", path.read_text(encoding="utf-8"))
+    return digest(path)
+
+
+def drop_times(content: object) -> object:
+    """JSON without the keys that hold times, at any depth."""
     if isinstance(content, dict):
-        return {k: without_times(v) for k, v in content.items() if not any(word in k for word in TIMES)}
-    return [without_times(part) for part in content] if isinstance(content, list) else content
+        return {key: drop_times(value) for key, value in content.items() if not TIMES.search(key)}
+    return [drop_times(part) for part in content] if isinstance(content, list) else content
 
 
-def difference(found: dict, expected: dict) -> str | None:
-    """What a run left otherwise than it should, or None. More files than expected are `left_behind`, no difference."""
-    wrong = [name for name in expected if name not in found or found[name] != expected[name]]
-    return f"other than undisturbed: {', '.join(sorted(wrong))}" if wrong else None
+def difference(found: dict[str, object], expected: dict[str, object]) -> str | None:
+    """What a run left otherwise than the undisturbed one, or None. What it set aside of the run before may stay."""
+    found = {name: content for name, content in found.items() if ".aside" not in name}
+    missing = sorted(expected.keys() - found.keys())
+    more = sorted(found.keys() - expected.keys())
+    other = sorted(name for name in expected.keys() & found.keys() if found[name] != expected[name])
+    parts = {"missing": missing, "left behind": more, "other content": other}
+    return "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names) or None
 
 
-def disturb(forks: Forks, recipe: str, mode: str, at: Operation, inputs: Path, place: Path, expected: dict) -> str | None:
+def disturb(
+    forks: Forks, recipe: str, mode: str, at: Operation, inputs: Path, place: Path, expected: dict
+) -> str | None:
     """Disturb a run there, start it again, and return what is wrong then, or None."""
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(inputs, place)
@@ -234,7 +251,7 @@ def wrong_end(code: int, output: str, place: Path, expected: dict) -> str | None
     if code == 0:
         wrong = difference(results(place), expected)
         return f"passed over the refusal, {wrong}" if wrong else None
-    if code != 2 or output.count("error: ") != 1 or "Traceback" in output:
+    if code != 2 or len(re.findall("^error: ", output, re.MULTILINE)) != 1 or "Traceback" in output:
         return f"refused, it ended with exit code {code}: {output[-1500:]}"
     return None
 
