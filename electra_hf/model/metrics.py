@@ -7,10 +7,10 @@ from torch import Tensor
 from electra_hf.model.modeling import ElectraForPretrainingOutput
 
 # The AUC comes from two histograms of the logits: its memory does not grow with the evaluation set, and histograms
-# of several processes simply add up. The bins are those of the first 16 bits of a float32, so they are the narrower
-# the nearer a logit is to the centre: whatever the spread and the shift of the logits, a bin is below 1 % of a logit's
-# distance from the centre (tests compare with scikit-learn).
-_BINS, _DROPPED_BITS = 2**16, 16
+# of several processes simply add up. Bins are even in asinh((logit - centre) / scale), with the centre and the scale
+# of the first batch: they are narrow around the centre and grow with the distance from it. So the AUC holds for any
+# spread and shift of the logits (tests compare with scikit-learn).
+_BINS, _FARTHEST = 2**17, 12.0  # asinh of 80,000 times the scale
 _SUMS = (
     *("batches", "tokens"),
     *("selected", "generator_loss", "generator_correct", "replaced"),  # with a generator
@@ -26,8 +26,8 @@ class PretrainingMetrics:
     def __init__(self, device: torch.device | str):
         self.sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
         self.histograms = torch.zeros(2 * _BINS, dtype=torch.float64, device=device)  # original, replaced
-        # Of the bins: the mean logit of the first batch, NaN before it.
-        self.center = torch.full((), float("nan"), device=device)
+        # Mean logit of the first batch, and mean distance from it; NaN before that batch.
+        self.center_and_scale = torch.full((2,), float("nan"), device=device)
 
     @torch.no_grad()
     def update(self, output: ElectraForPretrainingOutput) -> None:
@@ -56,9 +56,10 @@ class PretrainingMetrics:
         is_replaced = output.is_replaced & output.is_scored
         predicted = (output.discriminator_logits > 0) & output.is_scored
         logits = output.discriminator_logits.float().nan_to_num(0.0)
-        mean = (logits * output.is_scored).sum() / output.is_scored.sum().clamp(min=1)
-        self.center = torch.where(self.center.isnan(), mean, self.center)
-        bins = _bin_of(logits - self.center) + _BINS * is_replaced
+        self.center_and_scale = torch.where(
+            self.center_and_scale.isnan(), _center_and_scale(logits, output.is_scored), self.center_and_scale
+        )
+        bins = _bin_of(logits, self.center_and_scale) + _BINS * is_replaced
         self.histograms.index_add_(0, bins.flatten(), output.is_scored.flatten().double())
         return {
             "detected": output.is_scored.sum(),
@@ -72,23 +73,25 @@ class PretrainingMetrics:
         """Add up the sums of all processes."""
         self.sums = accelerator.reduce(self.sums, reduction="sum")
         if accelerator.num_processes > 1:
-            self._share_center(accelerator.gather(self.center[None]))
+            self._share_bins(accelerator.gather(self.center_and_scale[None]))
         self.histograms = accelerator.reduce(self.histograms, reduction="sum")
 
-    def _share_center(self, centers):
-        """Move the counts to bins around a centre that all processes have in common."""
-        common = centers.nanmean()
-        shift = (self.center - common).nan_to_num(0.0)
-        moved = _bin_of((_middle_of_bins(self.histograms.device) + shift).float())
+    def _share_bins(self, of_processes):
+        """Move the counts to bins that all processes have in common; `of_processes` (processes, 2) has their own."""
+        common = of_processes.nanmean(0)
+        nothing_counted = torch.tensor([0.0, 1.0], device=common.device)
+        common = torch.where(common.isnan(), nothing_counted, common)
+        own = torch.where(self.center_and_scale.isnan(), common, self.center_and_scale)
+        moved = _bin_of(_middle_of_bins(own), common)
         histograms = torch.zeros_like(self.histograms).view(2, _BINS)
         self.histograms = histograms.index_add_(1, moved, self.histograms.view(2, _BINS)).flatten()
-        self.center = common
+        self.center_and_scale = common
 
     def reset(self) -> None:
         """Begin anew."""
         self.sums.zero_()
         self.histograms.zero_()
-        self.center = torch.full_like(self.center, float("nan"))
+        self.center_and_scale = torch.full_like(self.center_and_scale, float("nan"))
 
     def compute(self) -> dict[str, float]:
         """The metrics by name; the only place that waits for the device. What was not counted gives no number.
@@ -117,20 +120,25 @@ class PretrainingMetrics:
         return metrics
 
 
-def _bin_of(values: Tensor) -> Tensor:
-    """The bin of each float32, any shape -> int64, in the order of the values: their first 16 bits decide."""
-    bits = (values + 0.0).view(torch.int32)  # + 0.0 makes -0.0 positive
-    # Negative floats count downwards in their bits; flipping those makes integers of the same order as the floats.
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (ordered >> _DROPPED_BITS).long() + _BINS // 2
+def _center_and_scale(logits, is_scored):
+    number = is_scored.sum().clamp(min=1)
+    center = (logits * is_scored).sum() / number
+    distance = ((logits - center).abs() * is_scored).sum() / number
+    return torch.stack([center, torch.where(distance > 0, distance, torch.ones_like(distance))])
 
 
-def _middle_of_bins(device) -> Tensor:
-    """A value in the middle of each bin, (_BINS,) float64; 0 for bins of what is not finite."""
-    ordered = (torch.arange(_BINS, device=device, dtype=torch.int32) - _BINS // 2) << _DROPPED_BITS
-    ordered = ordered + (1 << (_DROPPED_BITS - 1))
-    bits = ordered ^ ((ordered >> 31) & 0x7FFFFFFF)
-    return bits.view(torch.float32).double().nan_to_num(0.0, 0.0, 0.0)
+def _bin_of(logits: Tensor, center_and_scale: Tensor) -> Tensor:
+    """The bin of each logit, any shape -> int64."""
+    center, scale = center_and_scale
+    place = torch.asinh((logits - center) / scale) / _FARTHEST  # -1 to 1
+    return ((place + 1) * (_BINS / 2)).clamp(0, _BINS - 1).long()
+
+
+def _middle_of_bins(center_and_scale: Tensor) -> Tensor:
+    """The logit in the middle of each bin, (_BINS,) float64."""
+    center, scale = center_and_scale.double()
+    place = (torch.arange(_BINS, device=center.device, dtype=torch.float64) + 0.5) / (_BINS / 2) - 1
+    return center + scale * torch.sinh(place * _FARTHEST)
 
 
 def _divide(part, whole):

@@ -130,7 +130,7 @@ class TokenizerArguments:
         }
 
 
-# Each is tried with a step whose gradient is not finite (tests/training/test_settings.py).
+# Each is tried with a step whose gradient is not finite (tests/training/test_every_setting.py).
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop")
 _UNUSED = "this trainer does not use it"
 _INEXACT = "a run that is stopped and resumed would not equal the run that never stopped"

@@ -65,7 +65,7 @@ def save_totals(trainer: Trainer, folder: Path) -> None:
         "last_logged": torch.tensor(trainer._globalstep_last_logged),
         "metrics": trainer._train_metrics.sums,
         "histograms": trainer._train_metrics.histograms,
-        "center": trainer._train_metrics.center,
+        "center_and_scale": trainer._train_metrics.center_and_scale,
         "skipped": trainer._skipped_steps,
         "skipped_in_a_row": trainer._skipped_in_a_row,
         "seconds": torch.tensor(trainer.seconds_trained()),
@@ -82,6 +82,7 @@ def load_totals(trainer: Trainer) -> None:
     trainer._tr_loss, trainer._total_loss_scalar = totals["loss"], float(totals["logged_loss"])
     trainer._globalstep_last_logged = int(totals["last_logged"])
     metrics = trainer._train_metrics
-    metrics.sums, metrics.histograms, metrics.center = totals["metrics"], totals["histograms"], totals["center"]
+    metrics.sums, metrics.histograms = totals["metrics"], totals["histograms"]
+    metrics.center_and_scale = totals["center_and_scale"]
     trainer._skipped_steps, trainer._skipped_in_a_row = totals["skipped"], totals["skipped_in_a_row"]
     trainer._seconds_before = float(totals["seconds"])

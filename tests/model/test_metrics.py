@@ -133,10 +133,11 @@ class TwoProcesses:
     num_processes = 2
 
     def __init__(self, *metrics):
-        self.metrics, self.centers = metrics, torch.stack([each.center for each in metrics])
+        self.metrics = metrics
+        self.bins = torch.stack([each.center_and_scale for each in metrics])
 
-    def gather(self, center):
-        return self.centers
+    def gather(self, bins):
+        return self.bins
 
     def reduce(self, tensor, reduction):
         return tensor

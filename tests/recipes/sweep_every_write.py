@@ -68,7 +68,7 @@ ENVIRONMENT = {
 # What two equal runs differ in: when they ran and how fast.
 TIMES = re.compile("runtime|per_second")  # keys of JSON files
 TIMES_IN_CARDS = re.compile(r"^\| (time|tokens per second) \|.*\n", re.MULTILINE)
-FILES_WITH_TIMES = ("curves.png", "sums_*.safetensors", "manifest.json")  # the last has the sizes of all others
+FILES_WITH_TIMES = ("curves.png", "totals_*.safetensors", "manifest.json")  # the last has the sizes of all others
 
 
 @dataclass(frozen=True)

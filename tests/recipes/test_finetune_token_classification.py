@@ -217,7 +217,8 @@ def test_a_share_is_held_out_where_there_is_no_test_file(run, tmp_path, inputs):
 def test_sentences_longer_than_the_model_are_scored_word_by_word(run, tmp_path):
     words = ["la DET", "kato NOUN"] * 100
     (tmp_path / "test.txt").write_text("\n".join(words))
-    run(tmp_path / "run", test_file=tmp_path / "test.txt", max_length=12)
+    (tmp_path / "train.txt").write_text(("\n".join(words[:10]) + "\n\n") * 32)
+    run(tmp_path / "run", train_file=tmp_path / "train.txt", test_file=tmp_path / "test.txt", max_length=12)
     metrics = metrics_of(tmp_path / "run")
     assert metrics["test_words"] == 200
     assert metrics["eval_accuracy"] > 0.9

@@ -251,7 +251,18 @@ def small_disk(tmp_path):
 def test_a_disk_that_fills_up_is_one_message_and_code_2_and_with_more_room_the_run_goes_on(recipe, small_disk, start):
     command, _ = recipe
     output_dir = small_disk(1000) / "run"
-    command += ["--output_dir", str(output_dir), "--max_steps", "30", "--save_steps", "5", "--save_total_limit", "99"]
+    command += [
+        "--output_dir",
+        str(output_dir),
+        "--max_steps",
+        "30",
+        "--warmup_steps",
+        "5",
+        "--save_steps",
+        "5",
+        "--save_total_limit",
+        "99",
+    ]
     process = start(command)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 2 and "Traceback" not in output, output
