@@ -151,7 +151,7 @@ def test_the_second_call_reads_the_cache_and_a_change_does_not(on_disk, monkeypa
 
 @pytest.mark.slow
 def test_another_process_reads_the_same_cache(on_disk, tmp_path):
-    rows = pack_dataset(on_disk, TOKENIZER, 8)
+    rows = pack_dataset(on_disk, TOKENIZER, 8, tmp_path / "cache")
     TOKENIZER.save_pretrained(tmp_path / "tokenizer")
     script = """if True:
         import sys
@@ -160,11 +160,12 @@ def test_another_process_reads_the_same_cache(on_disk, tmp_path):
         from electra_hf.text.tokenization import load_tokenizer
         packing._encode = None
         dataset, tokenizer = load_from_disk(sys.argv[1]), load_tokenizer(sys.argv[2])
-        print(packing.pack_dataset(dataset, tokenizer, 8).dataset.cache_files[0]["filename"])
+        print(packing.pack_dataset(dataset, tokenizer, 8, sys.argv[3]).dataset.cache_files[0]["filename"])
     """
-    command = [sys.executable, "-c", script, str(tmp_path / "corpus"), str(tmp_path / "tokenizer")]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert output.split()[-1] == rows.dataset.cache_files[0]["filename"]
+    command = [sys.executable, "-c", script, *(str(tmp_path / name) for name in ("corpus", "tokenizer", "cache"))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == rows.dataset.cache_files[0]["filename"]
 
 
 @pytest.fixture
