@@ -59,12 +59,15 @@ def save_totals(trainer: Trainer, folder: Path) -> None:
 
     Without it the first log after a resume, the loss and the time of the whole run would differ.
     """
+    histograms = trainer._train_metrics.histograms
+    bins = histograms.nonzero().flatten()  # few of them since the last log
     totals = {
         "loss": trainer._tr_loss,
         "logged_loss": torch.tensor(trainer._total_loss_scalar, dtype=torch.float64),
         "last_logged": torch.tensor(trainer._globalstep_last_logged),
         "metrics": trainer._train_metrics.sums,
-        "histograms": trainer._train_metrics.histograms,
+        "bins": bins,
+        "counts": histograms[bins],
         "center_and_scale": trainer._train_metrics.center_and_scale,
         "skipped": trainer._skipped_steps,
         "skipped_in_a_row": trainer._skipped_in_a_row,
@@ -82,7 +85,8 @@ def load_totals(trainer: Trainer) -> None:
     trainer._tr_loss, trainer._total_loss_scalar = totals["loss"], float(totals["logged_loss"])
     trainer._globalstep_last_logged = int(totals["last_logged"])
     metrics = trainer._train_metrics
-    metrics.sums, metrics.histograms = totals["metrics"], totals["histograms"]
+    metrics.sums = totals["metrics"]
+    metrics.histograms[totals["bins"]] = totals["counts"]
     metrics.center_and_scale = totals["center_and_scale"]
     trainer._skipped_steps, trainer._skipped_in_a_row = totals["skipped"], totals["skipped_in_a_row"]
     trainer._seconds_before = float(totals["seconds"])

@@ -219,5 +219,5 @@ def test_two_processes_resume_as_exactly(tmp_path):
     train("whole")
     train("resumed", tmp_path / "whole" / "checkpoint-3")
     whole, resumed = (load(tmp_path / folder / "checkpoint-6") for folder in ("whole", "resumed"))
-    assert {"rng_state_0.pth", "rng_state_1.pth", "totals_0.safetensors", "sums_1.safetensors"} <= whole.keys()
+    assert {"rng_state_0.pth", "rng_state_1.pth", "totals_0.safetensors", "totals_1.safetensors"} <= whole.keys()
     assert_equal(whole, resumed)
