@@ -165,8 +165,8 @@ def test_with_every_objective_and_sharing_two_processes_train_and_evaluate_as_on
         for name, weight in one["weights"].items():
             torch.testing.assert_close(two["weights"][name], weight, rtol=1e-3, atol=1e-4, msg=f"{pair}: {name}")
         for name, value in one["evaluation"].items():
-            # Of 42 tokens: one pair of equal logits, counted half or whole, moves the AUC by 0.003.
-            tolerance = {"abs": 0.01} if name == "eval_rtd_auc" else {"rel": 1e-3}
+            # Two of 42 tokens are the rarer ones: a pair of equal logits, counted half or whole, moves the AUC by 0.0125.
+            tolerance = {"abs": 0.02} if name == "eval_rtd_auc" else {"rel": 1e-3}
             assert two["evaluation"][name] == pytest.approx(value, **tolerance), (pair, name)
     two = results[1]
     # With the real draws, the processes select different positions.
