@@ -165,7 +165,7 @@ def test_with_every_objective_and_sharing_two_processes_train_and_evaluate_as_on
         for name, weight in one["weights"].items():
             torch.testing.assert_close(two["weights"][name], weight, rtol=1e-3, atol=1e-4, msg=f"{pair}: {name}")
         for name, value in one["evaluation"].items():
-            # Two of 42 tokens are the rarer ones: a pair of equal logits, counted half or whole, moves the AUC by 0.0125.
+            # Of 42 tokens two are the rarer ones: a pair of equal logits moves the AUC by 0.0125.
             tolerance = {"abs": 0.02} if name == "eval_rtd_auc" else {"rel": 1e-3}
             assert two["evaluation"][name] == pytest.approx(value, **tolerance), (pair, name)
     two = results[1]
