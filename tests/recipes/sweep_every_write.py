@@ -220,8 +220,11 @@ def drop_times(content: object) -> object:
 
 
 def difference(found: dict[str, object], expected: dict[str, object]) -> str | None:
-    """What a run left otherwise than the undisturbed one, or None. What it set aside of the run before may stay."""
-    found = {name: content for name, content in found.items() if ".aside" not in name}
+    """What a run left otherwise than the undisturbed one, or None.
+
+    What it set aside of the run before may stay, and the empty lock of a killed process: the system has released it.
+    """
+    found = {name: content for name, content in found.items() if ".aside" not in name and not name.endswith(".lock")}
     missing = sorted(expected.keys() - found.keys())
     more = sorted(found.keys() - expected.keys())
     other = sorted(name for name in expected.keys() & found.keys() if found[name] != expected[name])
