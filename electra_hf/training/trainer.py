@@ -82,6 +82,8 @@ class ElectraTrainer(Trainer):
         if self.is_world_process_zero():
             step = int(Path(resume_from_checkpoint).name.rpartition("-")[2]) if resume_from_checkpoint else 0
             clear_way(self.args.output_dir, step)
+            # A run killed between its last save and the rotation after it would keep one too many for good.
+            rotate(self.args.output_dir, self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
         if resume_from_checkpoint:
             *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())

@@ -1,7 +1,8 @@
 /* Loaded before libc: sees every call that changes files below one folder, and kills or refuses one of them.
  *
  * Python, Rust (tokenizers, safetensors) and C++ (Arrow, torch) all come through here. Calls that libc makes to itself,
- * such as the writes of fwrite, do not; the opening of their files does.
+ * such as the writes of fwrite, do not; the opening of their files does. Nor does the rename at the end of a file of
+ * safetensors, which Rust asks of the kernel itself.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -114,6 +114,13 @@ def test_what_is_newer_than_the_start_is_set_aside_and_does_not_push_out_what_th
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-9.aside"]
 
 
+def test_a_rotation_that_a_killed_run_did_not_come_to_is_made_good_at_the_next_start(make_trainer):
+    make_trainer(max_steps=2, save_steps=1).train()
+    again = make_trainer(max_steps=2, save_steps=1, save_total_limit=1)
+    again.train(find_last_checkpoint(again.args.output_dir))
+    assert [folder.name for folder in sorted_checkpoints(again.args.output_dir)] == ["checkpoint-2"]
+
+
 def test_damage_to_any_file_of_a_real_checkpoint_is_named_and_the_one_before_it_is_used(make_trainer, caplog):
     trainer = make_trainer(max_steps=2, save_steps=1)
     trainer.train()
