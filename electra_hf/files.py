@@ -72,6 +72,26 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     flush(path.parent)
 
 
+@contextmanager
+def replaced_files(folder: str | Path) -> Iterator[Path]:
+    """Put files into a folder, each as a whole: what is written to the folder that this yields moves there at the end.
+
+    What else lies in the folder stays, such as a card of the user. Where the block raises, no file has changed.
+    """
+    folder = Path(folder)
+    unfinished = folder / ".incomplete"  # inside: the folder may be a mount, and beside it nothing may be written
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        flush_folder(unfinished)
+        for path in sorted(unfinished.iterdir()):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    flush(folder)
+
+
 def set_aside(path: str | Path) -> Path:
     """Rename a file or folder of an earlier run to NAME.aside, in place of an older one, and return its new path."""
     path = Path(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import xxhash
 
 from electra_hf.errors import InputError
-from electra_hf.files import digest, read_json, write_json, write_text
+from electra_hf.files import digest, read_json, replaced_files, write_json, write_text
 from electra_hf.recipe import run_recipe, save_recipe
 from electra_hf.tasks.classification import ClassificationArguments, load_examples
 from electra_hf.tasks.classifying import (
@@ -137,8 +137,9 @@ def run_task(task, encoder_args, glue_args, training_args):
             scores = score_tests(trainer, data, inputs)[0] | describe_data(data, inputs)
             if training_args.should_save:
                 if seed == training_args.seeds[0]:
-                    trainer.model.save_pretrained(folder)
-                    save_tokenizer(inputs.tokenizer, folder)
+                    with replaced_files(folder) as unfinished:
+                        trainer.model.save_pretrained(unfinished)
+                        save_tokenizer(inputs.tokenizer, unfinished)
                 write_json(file, {"scores": scores, "settings": identity})
         results[seed] = scores
     return results

@@ -10,7 +10,7 @@ accelerate launch recipes/finetune_text_classification.py \
 from dataclasses import asdict
 from pathlib import Path
 
-from electra_hf.files import write_json
+from electra_hf.files import replaced_files, write_json
 from electra_hf.publish.cards import CardArguments, write_card
 from electra_hf.publish.figures import draw_confusion, draw_scatter
 from electra_hf.publish.hub import push_results, take_push_settings
@@ -55,8 +55,9 @@ def main(encoder_args, data_args, card_args, training_args):
             if len(training_args.seeds) > 1:
                 write_json(Path(trainer.args.output_dir) / "metrics.json", scores)
             if len(runs) == 1:
-                trainer.model.save_pretrained(output_dir)
-                save_tokenizer(inputs.tokenizer, output_dir)
+                with replaced_files(output_dir) as unfinished:
+                    trainer.model.save_pretrained(unfinished)
+                    save_tokenizer(inputs.tokenizer, unfinished)
                 write_answers(data, answers, output_dir)
 
     # Report: the saved model's scores, mean and sd over the seeds, and what needs no network at all

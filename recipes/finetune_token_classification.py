@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
-from electra_hf.files import write_json
+from electra_hf.files import replaced_files, write_json
 from electra_hf.publish.cards import CardArguments, fill_tagger_card
 from electra_hf.publish.figures import draw_confusion
 from electra_hf.publish.hub import push_results, take_push_settings
@@ -87,8 +87,9 @@ def main(encoder_args, data_args, card_args, training_args):
                 write_json(Path(trainer.args.output_dir) / "metrics.json", runs[-1])
             if len(runs) == 1:
                 types = score_each_type(predicted, gold, scheme) if scheme else None
-                trainer.model.save_pretrained(output_dir)
-                save_tokenizer(tokenizer, output_dir)
+                with replaced_files(output_dir) as unfinished:
+                    trainer.model.save_pretrained(unfinished)
+                    save_tokenizer(tokenizer, unfinished)
                 write_predictions(words, gold, predicted, output_dir / "predictions.tsv")
                 draw_confusion(predicted, gold, output_dir / "confusion.png")
 

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from electra_hf.errors import InputError
-from electra_hf.files import digest_folder, new_folder, read_json, write_json, write_text
+from electra_hf.files import digest_folder, new_folder, read_json, replaced_files, write_json, write_text
 
 
 def refuse(*_, **__):
@@ -45,6 +45,21 @@ def test_a_folder_is_made_as_a_whole_or_not_at_all(tmp_path):
             write_text(folder / "text", text)
     assert (tmp_path / "corpus" / "text").read_text() == "du"
     assert os.listdir(tmp_path) == ["corpus"]
+
+
+def test_files_come_into_a_folder_as_wholes_and_what_else_lies_there_stays(tmp_path):
+    write_text(tmp_path / "README.md", "mine")
+    write_text(tmp_path / "weights", "old")
+    (tmp_path / ".incomplete").mkdir()
+    write_text(tmp_path / ".incomplete" / ".tmpOfAKilledRun", "half")
+    with pytest.raises(KeyError), replaced_files(tmp_path) as folder:
+        write_text(folder / "weights", "half")
+        raise KeyError
+    assert (tmp_path / "weights").read_text() == "old"
+    with replaced_files(tmp_path) as folder:
+        write_text(folder / "weights", "new")
+    assert (tmp_path / "weights").read_text() == "new" and (tmp_path / "README.md").read_text() == "mine"
+    assert sorted(os.listdir(tmp_path)) == ["README.md", "weights"]
 
 
 def test_the_digest_of_a_folder_tells_content_and_names_apart(tmp_path):

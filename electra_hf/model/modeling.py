@@ -16,6 +16,7 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 from electra_hf.errors import InputError
+from electra_hf.files import replaced_files
 from electra_hf.model.configuration import ElectraPretrainingConfig
 from electra_hf.model.corruption import corrupt, mark_positions, mask_tokens, sample_tokens, select_positions
 from electra_hf.model.cpu import use_cpu_layers
@@ -259,9 +260,10 @@ class ElectraForPretraining(PreTrainedModel):
         self._save_part(self.generator, folder, tokenizer)
 
     def _save_part(self, part, folder, tokenizer):
-        part.save_pretrained(folder)
-        if tokenizer is not None:
-            save_tokenizer(tokenizer, folder)
+        with replaced_files(folder) as unfinished:
+            part.save_pretrained(unfinished)
+            if tokenizer is not None:
+                save_tokenizer(tokenizer, unfinished)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.discriminator.get_input_embeddings()

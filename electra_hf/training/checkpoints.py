@@ -151,6 +151,7 @@ def clear_way(output_dir: str | Path, step: int) -> None:
             continue
         if not has_manifest(folder):  # the run was killed before it came to it
             write_manifest(folder)
+        (folder / WRITTEN).unlink(missing_ok=True)  # of a run killed just after its manifest
         if int(folder.name.rpartition("-")[2]) > step:
             aside = folder.with_name(f"{folder.name}.aside")
             shutil.rmtree(aside, ignore_errors=True)
