@@ -21,6 +21,16 @@ TESTS = Path(__file__).parent
 SHARED = [str(TESTS), str(TESTS / "training"), *filter(None, [os.environ.get("PYTHONPATH")])]
 os.environ["PYTHONPATH"] = os.pathsep.join(SHARED)
 
+# A shell starts what runs in the background with signals ignored, and what a test starts would ignore them too: a run
+# leaves an ignored signal ignored (`nohup`). The tests of signals are about all others.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGTERM, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
+
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
