@@ -6,7 +6,6 @@ is a checkpoint to go on from, it is loaded and never written, and a command tha
 
 import hashlib
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 from datasets import Dataset
@@ -39,21 +38,19 @@ def prepare_tokenizer(
     With a `checkpoint` to go on from, its tokenizer is taken. Raises `InputError` where the command asks for another
     one than that; then nothing has been written.
     """
-    if existing:
-        source = load_tokenizer(existing)
-        wanted = {"tokenizer_name_or_path": digest_tokenizer(source)}
-        make = lambda: source  # noqa: E731
-    else:
-        wanted = {"text": texts._fingerprint, **settings}
-        make = lambda: train_tokenizer(texts, **settings)  # noqa: E731
-    wanted["max_length"] = max_length
+    source = load_tokenizer(existing) if existing else None
+    wanted = {"max_length": max_length}
+    wanted |= (
+        {"tokenizer_name_or_path": digest_tokenizer(source)} if source else {"text": texts._fingerprint, **settings}
+    )
     if checkpoint:
         return _load_of_checkpoint(Path(checkpoint), Path(folder), wanted)
     found = _load_or_none(folder)
     if found is None or made_from(found) != wanted:
+        tokenizer = source or train_tokenizer(texts, **settings)
         if found is not None:  # of a run before this one: whoever has its checkpoints may still want it
             set_aside(folder)
-        _write(make, folder, wanted)
+        _write(tokenizer, folder, wanted)
     return load_tokenizer(folder)
 
 
@@ -89,7 +86,7 @@ def _load_of_checkpoint(checkpoint, folder, wanted):
             raise InputError(_difference(checkpoint, name, recorded.get(name), wanted.get(name)))
     found = _load_or_none(folder)
     if found is None or digest_tokenizer(found) != digest_tokenizer(tokenizer):
-        _write(lambda: tokenizer, folder, recorded)  # the checkpoint's is the run's
+        _write(tokenizer, folder, recorded)  # the checkpoint's is the run's
     return tokenizer
 
 
@@ -111,8 +108,7 @@ def _load_or_none(folder):
         return None
 
 
-def _write(make: Callable[[], PreTrainedTokenizerBase], folder, recorded):
-    tokenizer = make()
+def _write(tokenizer, folder, recorded):
     if recorded is not None:
         tokenizer.init_kwargs[MADE_FROM] = recorded
         tokenizer.model_max_length = recorded["max_length"]

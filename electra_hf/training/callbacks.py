@@ -26,9 +26,6 @@ class TwoStages(TrainerCallback):
         model.generator_only = state.global_step < args.generator_only_steps
         if args.generator_only_steps and state.global_step == args.generator_only_steps:
             model.initialize_discriminator()
-            # What Adam averaged for it in a checkpoint of the first version would make its first steps too long.
-            for parameter in resting_parameters(model):
-                optimizer.state.pop(parameter, None)
 
 
 def resting_parameters(model: ElectraForPretraining) -> list[nn.Parameter]:

@@ -156,8 +156,6 @@ class ElectraTrainer(Trainer):
         return input_ids.numel() * flops_per_token(self.model.config, input_ids.shape[1], self.model.generator_only)
 
     def _clip_grad_norm(self, model):
-        if self.is_fsdp_enabled:
-            return super()._clip_grad_norm(model)
         # The optimizer holds the parameters in lists; the Trainer collects them from 300 modules at every step.
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         return self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm)
