@@ -14,6 +14,7 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 import pytest
 import torch
+from tiny import LENGTH, VOCAB_SIZE, by_row, packed
 from transformers.utils import logging
 
 # Scripts that a test starts find what the tests share, as the tests themselves do (`pythonpath` in pyproject.toml).
@@ -33,9 +34,6 @@ for number, handler in (
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
-
-VOCAB_SIZE = 40
-LENGTH = 16
 
 
 def pytest_addoption(parser):
@@ -138,13 +136,6 @@ def rows():
     return make
 
 
-def packed(ids):
-    """Rows of ids as the trainer takes them."""
-    from electra_hf.text.packing import PackedRows
-
-    return PackedRows.from_array(ids.numpy().astype("uint16"))
-
-
 @pytest.fixture
 def make_trainer(tiny_model, rows, tmp_path):
     """Makes an `ElectraTrainer` of a tiny pair; keywords are training arguments."""
@@ -164,11 +155,6 @@ def make_trainer(tiny_model, rows, tmp_path):
         )
 
     return make
-
-
-def by_row(size, device=None):
-    """In place of `torch.rand`: draws that depend on the row alone, so that a batch and its parts see the same."""
-    return torch.full(size, 0.5) if size[-1] == 1 else torch.linspace(0, 0.999, size[-1]).expand(size)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import sys
 
 import torch
-from conftest import LENGTH, VOCAB_SIZE, packed
+from tiny import LENGTH, VOCAB_SIZE, packed
 
 from electra_hf import ElectraForPretraining, ElectraPretrainingConfig, ElectraTrainer
 from electra_hf.training.arguments import PretrainingArguments

@@ -4,7 +4,7 @@ import sys
 from unittest.mock import patch
 
 import torch
-from conftest import LENGTH, VOCAB_SIZE, by_row, packed
+from tiny import LENGTH, VOCAB_SIZE, by_row, packed
 
 from electra_hf import ElectraForPretraining, ElectraPretrainingConfig, ElectraTrainer
 from electra_hf.model.corruption import select_positions

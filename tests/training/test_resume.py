@@ -201,7 +201,7 @@ def test_another_number_of_processes_is_refused(make_trainer):
 def test_other_rows_of_the_same_number_are_refused(make_trainer, rows):
     make_trainer(max_steps=2).train()
     other = make_trainer()
-    from conftest import packed
+    from tiny import packed
 
     other.train_dataset = packed(rows(64, seed=1))
     with pytest.raises(InputError, match="sha256 was"):
