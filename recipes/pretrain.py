@@ -11,7 +11,7 @@ from transformers import set_seed
 from electra_hf import ElectraTrainer
 from electra_hf.errors import InputError
 from electra_hf.files import write_json
-from electra_hf.model.building import build_pair
+from electra_hf.model.building import build_pair, check_published
 from electra_hf.model.flops import train_flops
 from electra_hf.publish.cards import CardArguments, fill_discriminator_card, fill_generator_card
 from electra_hf.publish.figures import draw_curves
@@ -34,6 +34,9 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
     check_writable(training_args.output_dir)
     if not corpus_args.test_share:
         raise InputError("test_share: 0 holds out nothing to measure on. Give a small share, such as 0.01.")
+    check_published(model_args)
+    existing_tokenizer = tokenizer_args.tokenizer_name_or_path or model_args.discriminator_name_or_path
+    tokenizer_args.check_existing(existing_tokenizer)
     checkpoint = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
     output_dir = Path(training_args.output_dir)
     if training_args.process_index == 0:
@@ -48,7 +51,7 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
             corpus["train"],
             tokenizer_args.training_settings(),
             tokenizer_args.max_length,
-            existing=tokenizer_args.tokenizer_name_or_path or model_args.discriminator_name_or_path,
+            existing=existing_tokenizer,
             checkpoint=checkpoint,
         )
 

@@ -21,8 +21,7 @@ def build_pair(model_args, tokenizer: PreTrainedTokenizerBase, max_length: int) 
         "special_token_ids": [getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep", "mask")],
     }
     if model_args.discriminator_name_or_path:
-        names = model_args.discriminator_name_or_path, model_args.generator_name_or_path
-        pair = ElectraForPretraining.from_published(*names, **settings)
+        pair = ElectraForPretraining.from_published(**model_args.published_networks(), **settings)
     else:
         networks = {"generator": model_args.generator, "discriminator": model_args.discriminator}
         pair = ElectraForPretraining(
@@ -48,6 +47,12 @@ def build_pair(model_args, tokenizer: PreTrainedTokenizerBase, max_length: int) 
             "shorter rows, or a larger max_position_embeddings for `discriminator`."
         )
     return pair
+
+
+def check_published(model_args) -> None:
+    """Refuse, before any work, networks that cannot be continued and settings that do not fit them: `InputError`."""
+    if model_args.discriminator_name_or_path:
+        ElectraForPretraining.published_config(**model_args.published_networks(), **model_args.pair_settings())
 
 
 @torch.no_grad()

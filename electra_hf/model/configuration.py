@@ -30,6 +30,7 @@ class ElectraPretrainingConfig(PreTrainedConfig):
     the discriminator predicts tokens); `embedding_sharing` is one of `sharing.EMBEDDING_SHARINGS`. With
     `whole_word_selection` all tokens of a word are selected together; `sampling_temperature` divides the generator's
     logits before a sample is drawn from them.
+    With `discriminator_is_published` it was learned elsewhere: a generator that learns alone leaves it as it is.
     Special ids are those of our own tokenizers ([PAD] [UNK] [CLS] [SEP] [MASK] are 0 to 4) unless given:
     `special_token_ids` are never selected (REFERENCE rule 2), `mask_token_id` is what the generator sees instead.
     """
@@ -46,6 +47,7 @@ class ElectraPretrainingConfig(PreTrainedConfig):
     sampling_temperature: float = 1.0
     generator_weight: float = 1.0
     discriminator_weight: float | None = None
+    discriminator_is_published: bool = False
     pad_token_id: int = 0
     mask_token_id: int = 4
     special_token_ids: list[int] | None = None
@@ -99,10 +101,30 @@ class ElectraPretrainingConfig(PreTrainedConfig):
         discriminator_config = _resolve({**fields, "vocab_size": vocab_size}, discriminator, "discriminator")
         # Rule 13: a quarter (base: a third) of the width, as many layers.
         narrow = {**fields, "hidden_size": fields["hidden_size"] // fraction}
+        kwargs.setdefault("mask_probability", MASK_PROBABILITIES[size])
+        return cls._with_generator(discriminator_config, narrow, generator, **kwargs)
+
+    @classmethod
+    def from_discriminator(
+        cls, discriminator_config: ElectraConfig, generator: dict | None = None, **kwargs
+    ) -> "ElectraPretrainingConfig":
+        """A published discriminator and a new generator, of the width that the paper gives to its size (rule 13).
+
+        `generator` overrides single `ElectraConfig` fields of it. Raises `InputError` where the two do not fit.
+        """
+        width = discriminator_config.hidden_size
+        fractions = {SIZES[size]["hidden_size"]: SIZES[size]["generator_fraction"] for size in SIZES}
+        narrow = {
+            "hidden_size": max(1, width // fractions.get(width, 4)),
+            "num_hidden_layers": discriminator_config.num_hidden_layers,
+        }
+        return cls._with_generator(discriminator_config, narrow, generator, discriminator_is_published=True, **kwargs)
+
+    @classmethod
+    def _with_generator(cls, discriminator_config, narrow, overrides, **kwargs):
         # The generator's tables follow the discriminator's unless told otherwise.
         shared = {name: getattr(discriminator_config, name) for name in COMMON_FIELDS["shared"]}
-        generator_config = _resolve({**narrow, **shared}, generator, "generator")
-        kwargs.setdefault("mask_probability", MASK_PROBABILITIES[size])
+        generator_config = _resolve({**narrow, **shared}, overrides, "generator")
         return cls(generator_config=generator_config, discriminator_config=discriminator_config, **kwargs)
 
     def num_selected(self, length: int) -> int:

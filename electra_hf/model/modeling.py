@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 
 from electra_hf.errors import InputError
 from electra_hf.files import replaced_files
-from electra_hf.model.configuration import ElectraPretrainingConfig
+from electra_hf.model.configuration import MASK_PROBABILITIES, SIZES, ElectraPretrainingConfig
 from electra_hf.model.corruption import corrupt, mark_positions, mask_tokens, sample_tokens, select_positions
 from electra_hf.model.cpu import use_cpu_layers
 from electra_hf.model.objectives import (
@@ -28,10 +28,12 @@ from electra_hf.model.objectives import (
     token_losses,
     token_or_copy_losses,
 )
+from electra_hf.model.published import DISCRIMINATOR, GENERATOR, load_published, published_config
 from electra_hf.model.sharing import (
     EMBEDDING_SHARINGS,
     TABLES,
     add_residuals,
+    copy_embeddings,
     disentangle,
     load_as_residuals,
 )
@@ -86,8 +88,7 @@ class ElectraForPretraining(PreTrainedModel):
         super().__init__(config)
         self.objective = objective = OBJECTIVES[config.objective]
         self.generator = ElectraForMaskedLM(config.generator_config) if objective.has_generator else None
-        discriminator_class = ElectraForMaskedLM if objective.predicts_tokens else ElectraForPreTraining
-        self.discriminator = discriminator_class(config.discriminator_config)
+        self.discriminator = _discriminator_class(objective)(config.discriminator_config)
         if objective.head == "tokens_or_copy":
             self.copy_gate = nn.Linear(config.discriminator_config.hidden_size, 1)
         if config.whole_word_selection:
@@ -103,28 +104,47 @@ class ElectraForPretraining(PreTrainedModel):
             if network is not None:
                 use_cpu_layers(network)
         self.generator_only = False  # the first of two stages: the discriminator neither runs nor learns
+        self.generator_is_new = False  # beside a published discriminator: it has to learn alone first
         self.post_init()
 
     @classmethod
-    def from_published(cls, discriminator: str, generator: str | None, **settings) -> "ElectraForPretraining":
-        """Continue from a published discriminator and generator (local folders or Hub names), in fp32.
+    def published_config(
+        cls, discriminator: str, generator: str | None = None, new_generator: dict | None = None, **settings
+    ) -> ElectraPretrainingConfig:
+        """The configuration of the pair that `from_published` builds, without loading a weight.
 
-        `settings` are those of `ElectraPretrainingConfig`. The embeddings the two share are the discriminator's.
+        Raises `InputError` for a network of another kind, and for settings that its shape contradicts.
         """
         objective = OBJECTIVES[settings.get("objective", "electra")]
-        discriminator_class = ElectraForMaskedLM if objective.predicts_tokens else ElectraForPreTraining
-        parts = {}
-        try:
-            parts["discriminator"] = discriminator_class.from_pretrained(discriminator, dtype="float32")
-            if objective.has_generator:
-                parts["generator"] = ElectraForMaskedLM.from_pretrained(generator, dtype="float32")
-        except (OSError, ValueError) as error:  # the library's message names the folder or the Hub's answer
-            raise InputError(str(error)) from error
-        configs = {f"{name}_config": part.config for name, part in parts.items()}
-        pair = cls(ElectraPretrainingConfig(**configs, **settings))
-        if objective.has_generator:
-            pair.generator.load_state_dict(parts["generator"].state_dict())
-        load_as_residuals(pair.discriminator, parts["discriminator"].state_dict())
+        config = published_config(DISCRIMINATOR, discriminator, _discriminator_class(objective))
+        if config.num_hidden_layers == SIZES["large"]["num_hidden_layers"]:
+            settings.setdefault("mask_probability", MASK_PROBABILITIES["large"])
+        if generator is None:
+            return ElectraPretrainingConfig.from_discriminator(config, new_generator, **settings)
+        return ElectraPretrainingConfig(
+            discriminator_config=config,
+            generator_config=published_config(GENERATOR, generator, ElectraForMaskedLM),
+            discriminator_is_published=True,
+            **settings,
+        )
+
+    @classmethod
+    def from_published(
+        cls, discriminator: str, generator: str | None = None, new_generator: dict | None = None, **settings
+    ) -> "ElectraForPretraining":
+        """Continue from a published discriminator (local folder or Hub name), in fp32.
+
+        Without its `generator` it gets a new one on its embeddings (`new_generator`: fields of `ElectraConfig`).
+        `settings` are those of `ElectraPretrainingConfig`. The embeddings the two share are the discriminator's.
+        """
+        pair = cls(cls.published_config(discriminator, generator, new_generator, **settings))
+        state = load_published(DISCRIMINATOR, discriminator, type(pair.discriminator)).state_dict()
+        if generator is not None and pair.generator is not None:
+            pair.generator.load_state_dict(load_published(GENERATOR, generator, ElectraForMaskedLM).state_dict())
+        elif pair.generator is not None:
+            copy_embeddings(state, pair.generator)
+            pair.generator_is_new = True
+        load_as_residuals(pair.discriminator, state)  # last: tables that are shared are the discriminator's
         return pair
 
     def train(self, mode: bool = True) -> "ElectraForPretraining":
@@ -286,6 +306,10 @@ class ElectraForPretraining(PreTrainedModel):
     @property
     def _language_model(self):
         return self.discriminator if self.generator is None else self.generator
+
+
+def _discriminator_class(objective):
+    return ElectraForMaskedLM if objective.predicts_tokens else ElectraForPreTraining
 
 
 AutoModel.register(ElectraPretrainingConfig, ElectraForPretraining)

@@ -85,6 +85,22 @@ def load_as_residuals(discriminator: PreTrainedModel, state: dict[str, Tensor]) 
 
 
 @torch.no_grad()
+def copy_embeddings(state: dict[str, Tensor], generator: PreTrainedModel) -> None:
+    """Start a new generator on the embeddings of a plain discriminator's `state`, where the shapes are the same."""
+    embeddings = generator.electra.embeddings
+    for name in _ALL:
+        own, published = embeddings.get_parameter(name), state[f"electra.embeddings.{name}"]
+        if own.shape == published.shape:
+            own.copy_(published)
+
+
+def deciding_parameters(discriminator: PreTrainedModel) -> list[nn.Parameter]:
+    """The parameters that decide what the discriminator computes: its own, and the tables under its residuals."""
+    bases = [module._base[0].weight for module in discriminator.modules() if isinstance(module, ResidualEmbedding)]
+    return [*discriminator.parameters(), *bases]
+
+
+@torch.no_grad()
 def add_residuals(discriminator: PreTrainedModel) -> dict[str, Tensor]:
     """The state of the plain network that computes the same: each table is the sum of base and residual."""
     state = discriminator.state_dict()

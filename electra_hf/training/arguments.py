@@ -12,6 +12,7 @@ from transformers.utils import is_torch_tf32_available
 from electra_hf.errors import InputError
 from electra_hf.model.configuration import ElectraPretrainingConfig
 from electra_hf.recipe import as_dict
+from electra_hf.text.tokenization import load_tokenizer
 
 
 @dataclass
@@ -26,10 +27,11 @@ class ModelArguments:
         default=None, metadata={"help": "ElectraConfig fields of the discriminator that differ from its size."}
     )
     discriminator_name_or_path: str | None = field(
-        default=None, metadata={"help": "Continue from this published discriminator (its size, its tokenizer)."}
+        default=None, metadata={"help": "Continue this published discriminator (its size, its tokenizer)."}
     )
     generator_name_or_path: str | None = field(
-        default=None, metadata={"help": "The published generator that belongs to it."}
+        default=None,
+        metadata={"help": "The generator published with it (default: a new one, which learns alone first)."},
     )
     objective: str = field(
         default="electra",
@@ -59,33 +61,40 @@ class ModelArguments:
     def __post_init__(self):
         self.generator = as_dict("generator", self.generator)
         self.discriminator = as_dict("discriminator", self.discriminator)
-        given = [self.discriminator_name_or_path is not None, self.generator_name_or_path is not None]
-        if self.objective != "mlm" and len(set(given)) > 1:
-            raise InputError(
-                "discriminator_name_or_path and generator_name_or_path go together: a discriminator learns nothing "
-                "without the generator that fills its input."
-            )
         if self.discriminator_name_or_path:
             self._check_published()
-        # A wrong size or field must not wait for the corpus.
-        ElectraPretrainingConfig.from_size(
-            self.model_size, generator=self.generator, discriminator=self.discriminator, **self.pair_settings()
-        )
+        elif self.generator_name_or_path:
+            raise InputError(
+                "generator_name_or_path: a generator is continued together with its discriminator. Give the "
+                "discriminator_name_or_path, too."
+            )
+        else:  # a wrong size or field must not wait for the corpus
+            ElectraPretrainingConfig.from_size(
+                self.model_size, generator=self.generator, discriminator=self.discriminator, **self.pair_settings()
+            )
 
     def _check_published(self):
         """Published networks have a shape and weights of their own, which these settings would contradict."""
-        damaging = {
+        contradicting = {
             "model_size": self.model_size != "small",
             "generator": bool(self.generator) and self.generator_name_or_path is not None,
             "discriminator": bool(self.discriminator),
             "sinusoidal_start": self.sinusoidal_start,
         }
-        for name, is_given in damaging.items():
+        for name, is_given in contradicting.items():
             if is_given:
                 raise InputError(
                     f"{name}: cannot be set beside discriminator_name_or_path, whose network has a shape and weights "
                     "of its own. Leave one of the two out."
                 )
+
+    def published_networks(self) -> dict:
+        """What `ElectraForPretraining.from_published` continues, and the fields of a new generator."""
+        return {
+            "discriminator": self.discriminator_name_or_path,
+            "generator": self.generator_name_or_path,
+            "new_generator": self.generator,
+        }
 
     def pair_settings(self) -> dict:
         """The settings of the pair itself, for `ElectraPretrainingConfig`."""
@@ -120,6 +129,16 @@ class TokenizerArguments:
     max_length: int = field(
         default=128, metadata={"help": "Length of a packed row in tokens, [CLS] and [SEP] included."}
     )
+
+    def check_existing(self, name: str | None) -> None:
+        """Refuse a `vocab_size` that the existing tokenizer `name` does not have. Raises `InputError`."""
+        if name and self.vocab_size != TokenizerArguments.vocab_size:
+            size = len(load_tokenizer(name))
+            if size != self.vocab_size:
+                raise InputError(
+                    f"vocab_size: {self.vocab_size} was asked for, but the tokenizer of {name} has {size} entries. "
+                    f"Give vocab_size: {size}, or leave one of the two out."
+                )
 
     def training_settings(self) -> dict:
         """What a new tokenizer is trained with, for `tokenization.train_tokenizer`."""
@@ -190,8 +209,12 @@ class PretrainingArguments(TrainingArguments):
     warmup_steps: float = field(default=10_000, metadata={"help": "Steps of warm-up; below 1, a share of all."})
     per_device_train_batch_size: int = field(default=128, metadata={"help": "Rows a device takes at a time."})
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Rows a device evaluates at a time."})
-    generator_only_steps: int = field(
-        default=0, metadata={"help": "Two stages: the generator alone for these steps, then both from its weights."}
+    generator_only_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Two stages: the generator alone for these steps, then both from its weights (default: 0; a tenth "
+            "of all steps where a published discriminator gets a new generator)."
+        },
     )
     weight_decay: float = field(default=0.01, metadata={"help": "Not on biases and LayerNorm."})
     adam_epsilon: float = field(default=1e-6, metadata={"help": "Epsilon of AdamW."})
@@ -216,7 +239,7 @@ class PretrainingArguments(TrainingArguments):
         check_training_settings(self, FIXED)
         if self.optim not in OPTIMIZERS:
             raise InputError(f"optim: expected one of {', '.join(OPTIMIZERS)}, got {self.optim.value}.")
-        if self.generator_only_steps < 0:
+        if (self.generator_only_steps or 0) < 0:
             raise InputError(f"generator_only_steps: expected 0 or more, got {self.generator_only_steps}.")
         # A batch goes to the device while that computes; otherwise every copy would wait for the step before it.
         self.accelerator_config.non_blocking = torch.cuda.is_available()

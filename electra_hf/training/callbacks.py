@@ -8,6 +8,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from electra_hf.model.modeling import ElectraForPretraining
+from electra_hf.model.sharing import deciding_parameters
 
 
 class OwnRandomStream(TrainerCallback):
@@ -19,18 +20,27 @@ class OwnRandomStream(TrainerCallback):
 
 
 class TwoStages(TrainerCallback):
-    """The generator alone for `generator_only_steps`, then both, the discriminator starting from the generator."""
+    """The generator alone for `generator_only_steps`, then both.
+
+    The discriminator starts from the generator (paper, section 3.2), unless it was published and knows more already.
+    """
 
     def on_step_begin(self, args, state, control, model, optimizer, **kwargs):
         # A function of the step alone, so that a resumed run does the same.
         model.generator_only = state.global_step < args.generator_only_steps
-        if args.generator_only_steps and state.global_step == args.generator_only_steps:
+        is_the_switch = args.generator_only_steps and state.global_step == args.generator_only_steps
+        if is_the_switch and not model.config.discriminator_is_published:
             model.initialize_discriminator()
 
 
 def resting_parameters(model: ElectraForPretraining) -> list[nn.Parameter]:
-    """The parameters that do not learn while the generator learns alone: all but the generator's."""
+    """The parameters that do not learn while the generator learns alone: all but the generator's.
+
+    Beside a published discriminator the tables that both share rest too: they are a part of what it knows.
+    """
     learning = {id(parameter) for parameter in model.generator.parameters()}
+    if model.config.discriminator_is_published:
+        learning -= {id(parameter) for parameter in deciding_parameters(model.discriminator)}
     return [parameter for parameter in model.parameters() if id(parameter) not in learning]
 
 

@@ -61,6 +61,8 @@ class ElectraTrainer(Trainer):
                 "set it to 0."
             )
         super().__init__(model, args, data_collator=data_collator, **kwargs)
+        if args.generator_only_steps is None:
+            args.generator_only_steps = self._max_steps() // 10 if model.generator_is_new else 0
         guard_trackers(self)
         self.add_callback(OwnRandomStream())
         self.add_callback(TwoStages())
@@ -86,7 +88,7 @@ class ElectraTrainer(Trainer):
             rotate(self.args.output_dir, self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
         if resume_from_checkpoint:
-            *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
+            max_steps = self._max_steps()
             state = TrainerState.load_from_json(Path(resume_from_checkpoint) / "trainer_state.json")
             if state.global_step >= max_steps:
                 self._load_from_checkpoint(resume_from_checkpoint)
@@ -105,7 +107,7 @@ class ElectraTrainer(Trainer):
     def check_start(self, checkpoint: str | Path | None) -> None:
         """Refuse, before anything is written, what this run cannot do: stages that would never end, or another run's
         checkpoint. Raises `InputError`."""
-        *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
+        max_steps = self._max_steps()
         for name, steps in (
             ("warmup_steps", self.args.get_warmup_steps(max_steps)),
             ("generator_only_steps", self.args.generator_only_steps),
@@ -124,6 +126,11 @@ class ElectraTrainer(Trainer):
             )
         if checkpoint:
             check_same_run(checkpoint, describe_run(self, max_steps))
+
+    def _max_steps(self):
+        """Steps of the whole run, as the Trainer will count them."""
+        *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
+        return max_steps
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         output = model(**inputs)
@@ -339,14 +346,29 @@ class ElectraTrainer(Trainer):
             self._manifest = None
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
-        """The authors' schedule (rule 15): linear decay over all steps, multiplied by the warm-up."""
-        if self.args.lr_scheduler_type != "linear" or self.lr_scheduler is not None:
+        """The authors' schedule (rule 15): linear decay over all steps, multiplied by the warm-up.
+
+        Where a published discriminator has waited for its generator the rate warms up once more when it begins to
+        learn: Adam knows nothing of its gradients yet, and first steps at the full rate would undo what it learned.
+        """
+        if self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
-        warmup_steps = self.args.get_warmup_steps(num_training_steps)
+        warmup_steps = max(1, self.args.get_warmup_steps(num_training_steps))
+        waking = self.args.generator_only_steps if self.model.config.discriminator_is_published else 0
+
+        def second_warmup(step):
+            return min(1.0, (step - waking + 1) / warmup_steps) if waking and step >= waking else 1.0
 
         def factor(step):
-            return min(1.0, (step + 1) / max(1, warmup_steps)) * max(0.0, 1 - step / num_training_steps)
+            first = min(1.0, (step + 1) / warmup_steps)
+            return first * second_warmup(step) * max(0.0, 1 - step / num_training_steps)
 
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+        if self.args.lr_scheduler_type == "linear":
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+        else:
+            scheduler = super().create_scheduler(num_training_steps, optimizer)
+            if waking:
+                given = scheduler.lr_lambdas
+                scheduler.lr_lambdas = [lambda step, own=own: own(step) * second_warmup(step) for own in given]
         self._created_lr_scheduler = True
         return self.lr_scheduler

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from transformers import AutoTokenizer, ElectraForMaskedLM, ElectraForPreTraining
 
@@ -135,3 +136,40 @@ def test_every_recipe_file_parses():
         flags = ["--config", str(path), "--use_cpu", "true", "--corpus_files", "x"]
         *_, training = parse_arguments(*ARGUMENTS, argv=flags)
         assert training.output_dir == f"outputs/{path.parent.name}/pretrain"
+
+
+@pytest.mark.slow
+def test_a_discriminator_is_continued_without_its_generator(folder, run_recipe):
+    config = ["--config", folder / "recipe.yaml"]
+    assert run_recipe("pretrain.py", *config, "--max_steps", 3).returncode == 0
+    published = folder / "published"
+    (folder / "run" / "discriminator").rename(published)
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    for own in ("discriminator", "generator", "vocab_size"):
+        del recipe[own]
+    (folder / "continue.yaml").write_text(yaml.safe_dump(recipe | {"max_steps": 20}))
+    flags = ["--config", folder / "continue.yaml", "--discriminator_name_or_path", published]
+
+    for wrong, message in (
+        (["--vocab_size", "500"], "vocab_size: 500 was asked for, but the tokenizer of"),
+        (["--model_size", "base"], "model_size: cannot be set beside discriminator_name_or_path"),
+        (["--generator_name_or_path", folder / "run" / "tokenizer"], "generator_name_or_path"),
+        (["--generator", '{"embedding_size": 4}'], "embedding_size: the generator has 4 and the discriminator 8"),
+    ):
+        refused = run_recipe("pretrain.py", *flags, *wrong, "--output_dir", folder / "refused")
+        assert refused.returncode == 2 and message in refused.stderr, refused.stderr
+        assert not list((folder / "refused").glob("*"))
+
+    result = run_recipe("pretrain.py", *flags, "--output_dir", folder / "continued", "--save_steps", 1)
+    assert result.returncode == 0, result.stderr
+    again = yaml.safe_load((folder / "continued" / "recipe.yaml").read_text())
+    assert again["generator_only_steps"] == 2  # a tenth
+    before = ElectraForPreTraining.from_pretrained(published).state_dict()
+    after = ElectraForPreTraining.from_pretrained(folder / "continued" / "discriminator").state_dict()
+    assert before.keys() == after.keys()
+    assert not torch.equal(
+        before["electra.encoder.layer.0.output.dense.weight"], after["electra.encoder.layer.0.output.dense.weight"]
+    )
+    folders = published, folder / "continued" / "tokenizer"
+    tokenizers = [json.loads((path / "tokenizer.json").read_text()) for path in folders]
+    assert tokenizers[0]["model"] == tokenizers[1]["model"]

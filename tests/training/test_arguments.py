@@ -85,11 +85,6 @@ def test_what_training_arguments_refuse_is_the_users_to_mend(tmp_path):
         parse_arguments(PretrainingArguments, argv=["--output_dir", str(tmp_path), "--eval_strategy", "sometimes"])
 
 
-def test_a_discriminator_to_continue_from_needs_its_generator():
-    with pytest.raises(InputError, match="go together"):
-        ModelArguments(discriminator_name_or_path="a")
-
-
 def test_a_wrong_input_is_one_message_and_exit_code_2(capsys, monkeypatch):
     def main(settings):
         raise InputError("corpus.txt, line 3: not UTF-8.")
