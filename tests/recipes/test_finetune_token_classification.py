@@ -19,6 +19,7 @@ from electra_hf.text.tagged_text import read_tagged_sentences
 from electra_hf.text.tokenization import save_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
+FILES = [file for kind in ("pos", "ner", "chunking") for file in sorted(ROOT.glob(f"recipes/*/finetune_{kind}.yaml"))]
 RECIPE = ROOT / "recipes" / "finetune_token_classification.py"
 SENTENCES = [
     "la/DET kato/NOUN dormas/VERB ./PUNCT",
@@ -281,7 +282,7 @@ def test_the_model_to_start_from_is_not_overwritten(run, inputs):
     assert (inputs / "discriminator" / "model.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/*/finetune_pos.yaml")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_recipe_file_is_accepted(recipe, path):
     from electra_hf.recipe import parse_arguments
 
