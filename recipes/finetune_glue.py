@@ -70,9 +70,11 @@ def main(encoder_args, glue_args, training_args):
         )
     check_folders(encoder_args, training_args.output_dir)
     output_dir = Path(training_args.output_dir)
+    # Said before hours are spent: which tasks will be missing in the table, and why.
     tasks, absent = find_tasks(glue_args)
     results = {}
     for task in tasks:
+        # Small and related tasks: the paper starts them from the MNLI model (section 3.1).
         starts_from_mnli = glue_args.start_from_mnli and task.starts_from_mnli
         start = (
             replace(encoder_args, model_name_or_path=str(output_dir / "mnli")) if starts_from_mnli else encoder_args
@@ -80,6 +82,7 @@ def main(encoder_args, glue_args, training_args):
         results[task.name] = run_task(task, start, glue_args, training_args)
         if training_args.should_save:
             save_recipe(output_dir / "recipe.yaml", encoder_args, glue_args, training_args)
+            # After every task: whoever looks in meanwhile sees what is done.
             write_json(output_dir / "metrics.json", summarise_glue(results))
             write_text(output_dir / "glue.md", format_glue(results, absent, title_of(encoder_args)))
     if training_args.should_save:
@@ -99,6 +102,7 @@ def find_tasks(glue_args):
     tasks = [TASKS[name] for name in TASKS if name in glue_args.tasks]
     absent = {name: "not asked for" for name in TASKS if name not in glue_args.tasks}
     if glue_args.glue_dir:
+        # What is not there is left out and named; the average over eight is then not given.
         lacking = [task.name for task in tasks if not find_glue_files(glue_args.glue_dir, task)]
         absent |= dict.fromkeys(lacking, f"no such files in {glue_args.glue_dir}")
         tasks = [task for task in tasks if task.name not in lacking]
@@ -109,6 +113,7 @@ def find_tasks(glue_args):
         )
     if glue_args.start_from_mnli and "mnli" in absent:
         raise InputError(f"start_from_mnli: {glue_args.glue_dir} lacks the files of MNLI.")
+    # Python's sort keeps the order of the others.
     return sorted(tasks, key=lambda task: not (glue_args.start_from_mnli and task.name == "mnli")), absent
 
 
@@ -127,6 +132,7 @@ def run_task(task, encoder_args, glue_args, training_args):
     with training_args.main_process_first(desc=f"reading {task.title}"):
         data = load_examples(arguments)
     inputs = make_inputs(encoder_args, data, arguments.max_length)
+    # Inputs, not files: the same texts in another folder are the same result.
     identity = describe_result(encoder_args, training_args, inputs)
     results = {}
     for seed in training_args.seeds:
@@ -136,6 +142,7 @@ def run_task(task, encoder_args, glue_args, training_args):
             trainer = train_classifier(seed, encoder_args, training_args, data, inputs)
             scores = score_tests(trainer, data, inputs)[0] | describe_data(data, inputs)
             if training_args.should_save:
+                # One model a task is enough to push or to start from; which seed is decided before any score is known.
                 if seed == training_args.seeds[0]:
                     with replaced_files(folder) as unfinished:
                         trainer.model.save_pretrained(unfinished)
@@ -150,6 +157,7 @@ def describe_result(encoder_args, training_args, inputs):
     settings = json.loads(training_args.to_json_string())
     settings = {name: value for name, value in settings.items() if not name.startswith(NO_MATTER)}
     start = Path(encoder_args.model_name_or_path)
+    # An encoder trained further under the same name must not get the scores of the old one.
     files = [start / "config.json", *sorted(start.glob("*.safetensors"))] if start.is_dir() else []
     rows = xxhash.xxh3_128_hexdigest(json.dumps([inputs.train, list(inputs.tests.values())]).encode())
     return {

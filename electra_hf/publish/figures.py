@@ -22,6 +22,7 @@ def draw_curves(log_history: list[dict], path: str | Path) -> None:
         ("Speed", ("tokens_per_second",), "tokens per second"),
     ]
     for axis, (title, names, label) in zip(axes.flat, panels, strict=True):
+        # A dot and its line have one colour; only the line is named in the legend.
         for color, name in enumerate(names):
             _draw(axis, log_history, name, f"C{color}", linestyle="-", label=name.replace("_", " "))
             _draw(axis, log_history, f"eval_{name}", f"C{color}", linestyle="none", marker="o")
@@ -30,7 +31,9 @@ def draw_curves(log_history: list[dict], path: str | Path) -> None:
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
     figure.suptitle("Lines: training text. Dots: held-out text.", fontsize=10)
+    # The discriminator's loss is a tenth of the generator's, and both fall by shares.
     axes[0, 0].set_yscale("log")
+    # A speed that varies by a hundredth would look like a mountain range.
     axes[1, 1].set_ylim(bottom=0)
     figure.savefig(Path(path), dpi=110)
 
@@ -64,7 +67,9 @@ def draw_confusion(
 ) -> None:
     """Draw which tag or label is taken for which, each row a gold one in shares of its words or texts."""
     predicted, gold = list(chain(*predictions)), list(chain(*references))
+    # A tag that is only predicted needs a column, too.
     tags = sorted({*predicted, *gold})
+    # Fifty tags stay readable: every tag gets the same room.
     figure = Figure(figsize=(2 + 0.5 * len(tags),) * 2, layout="constrained")
     axes = figure.subplots()
     ConfusionMatrixDisplay.from_predictions(

@@ -69,6 +69,7 @@ class PushSettings:
         return self._one_of_two("-generator")
 
     def _one_of_two(self, suffix):
+        # So `me/eo` and `me/eo-discriminator` mean the same pair of repositories.
         return self.hub_model_id.removesuffix("-discriminator") + suffix if self.push_to_hub else None
 
 
@@ -127,7 +128,9 @@ def push_folder(
     """
     folder = Path(folder)
     check_repo_id(repo_id, "repo_id")
+    # Before the Hub is asked anything: a folder that must not leave the machine does not get that far.
     files = select_files(folder)
+    # The card's example and links name the repository, which is known only now.
     address_card(folder, repo_id)
     try:
         return _push(folder, files, repo_id, private, revision or "main", tag)
@@ -144,6 +147,7 @@ def _reason(error):
     """The error and what caused it, in one line: the client tells some refusals only by their cause."""
     parts = []
     while error is not None:
+        # A cause may say nothing at all; then its type is the best there is.
         parts.append(" ".join(str(error).split()) or type(error).__name__)
         error = error.__cause__
     return " Cause: ".join(dict.fromkeys(parts))
@@ -155,6 +159,7 @@ def check_repo_id(repo_id: str, key: str) -> None:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise InputError(f"{key}: {error}") from None
+    # The library also takes a bare name and puts the account of the token before it: whose that is may surprise.
     if repo_id.count("/") != 1:
         raise InputError(f"{key}: expected user/name, such as me/electra-small-eo, got {repo_id!r}.")
 
@@ -164,6 +169,7 @@ def select_files(folder: str | Path) -> list[str]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder.")
+    # Sorted, so that the same folder is always the same commit.
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     files = [name for name in names if any(fnmatch(name, pattern) for pattern in PUSHED_FILES)]
     if "config.json" not in files or not any(name.endswith(".safetensors") for name in files):
@@ -180,6 +186,7 @@ def select_files(folder: str | Path) -> list[str]:
 def _refuse_secrets(path):
     patterns = dict(SECRETS)
     if token := get_token():
+        # Tokens of the past and of companies look different; this one is known exactly.
         patterns["your Hub token"] = re.escape(token)
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         for what, pattern in patterns.items():
@@ -191,6 +198,7 @@ def _refuse_secrets(path):
 def _push(folder, files, repo_id, private, revision, tag):
     if not get_token():
         raise PushError("there is no Hub token. Set the variable HF_TOKEN or run `hf auth login`.")
+    # The Hub's statistics then show what made a model.
     api = HfApi(library_name="electra_hf")
     api.create_repo(repo_id, private=private, exist_ok=True)
     _check_visibility(api, repo_id, private)
@@ -200,11 +208,14 @@ def _push(folder, files, repo_id, private, revision, tag):
         print(f"{repo_id}: the card there was written by hand and is kept.")
         files = [name for name in files if name != "README.md"]
 
+    # One commit: weights without their config, or a card of other weights, are never there for anybody to load.
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in files]
     commit = api.create_commit(repo_id, operations, commit_message=f"Push {folder.name}", revision=revision)
+    # Of this commit, not of the branch, which somebody else may have moved on meanwhile.
     _verify(api, folder, files, repo_id, commit.oid)
     if tag:
         api.create_tag(repo_id, tag=tag, revision=commit.oid, exist_ok=True)
+        # `exist_ok` leaves an old tag where it is, and says nothing.
         if api.model_info(repo_id, revision=tag).sha != commit.oid:
             raise PushError(f"the files are there, but the tag {tag} names another commit already. Choose a new tag.")
     return commit.commit_url
@@ -221,6 +232,7 @@ def _check_visibility(api, repo_id, private):
 
 def _keeps_remote_card(api, folder, repo_id, revision):
     """Whether a hand-written card on the Hub would be overwritten by a generated one."""
+    # Whoever wrote the local card by hand wants it up there.
     if not is_generated_card(folder / "README.md"):
         return False
     try:
@@ -232,6 +244,7 @@ def _keeps_remote_card(api, folder, repo_id, revision):
 def _verify(api, folder, files, repo_id, commit):
     """Compare the checksums of commit and folder (SHA-256 for large files, git's for small ones)."""
     check = api.verify_repo_checksums(repo_id, revision=commit, local_dir=folder)
+    # What lies in the repository besides is not ours to judge.
     wrong = {row["path"] for row in check.mismatches} | set(check.extra_paths)
     if wrong := sorted(wrong & set(files)):
         raise PushError(f"{', '.join(wrong)}: what arrived is not what is on disk (changed during the upload?).")

@@ -62,9 +62,11 @@ class ClassificationArguments:
     def __post_init__(self) -> None:
         refuse_blank_settings(self)
         if self.task is not None and self.task not in TASKS:
+            # `SST-2` and `sst2` are the same task to whoever types it.
             near = difflib.get_close_matches(self.task.lower().replace("-", ""), TASKS, n=1)
             hint = f" (did you mean '{near[0]}'?)" if near else ""
             raise InputError(f"task: expected one of {', '.join(TASKS)}, got '{self.task}'{hint}.")
+        # Two sources of columns could disagree, and nobody would see which one won.
         if self.task and (self.text_columns or self.label_column or self.regression is not None):
             raise InputError(
                 f"task {self.task} has its own columns and labels. Leave out text_columns, label_column and "
@@ -76,6 +78,7 @@ class ClassificationArguments:
                 f"label_column. Got text_columns: {' '.join(self.text_columns) or 'none'}, label_column: "
                 f"{self.label_column or 'none'}."
             )
+        # Each of the three says where the training part lies; with two of them one would be ignored.
         if (self.train_file, self.glue_dir, self.dataset_name).count(None) != 2:
             raise InputError("Give one of train_file (a path or URL), glue_dir (with task) and dataset_name.")
         if self.glue_dir and not self.task:
@@ -100,6 +103,7 @@ class Example:
         try:
             number = float(self.label)
         except ValueError:
+            # `float` reads nan and inf, too, and neither is a number that can be learned.
             number = math.nan
         if not math.isfinite(number):
             raise InputError(
@@ -128,9 +132,11 @@ def load_examples(arguments: ClassificationArguments) -> ClassificationData:
     for name, examples in parts.items():
         if not examples:
             raise InputError(f"The {_title(name)} part has no example. Check the file or the split.")
+    # A hidden test of GLUE is full of -1, and that must not become a class. In training it is a mistake, and told.
     train = _labelled(parts.pop("train"), "train")
     tests = parts
     if not tests:
+        # By content, so that the same text is on the same side whatever the order of the lines.
         train, tests[""] = split_by_content(train, arguments.test_share)
     if _are_numbers(train, arguments, task):
         tests = {name: _labelled(examples, name) for name, examples in tests.items()}
@@ -138,10 +144,13 @@ def load_examples(arguments: ClassificationArguments) -> ClassificationData:
             _check_numbers(examples, name)
         labels = []
     else:
+        # The order of the task's labels is that of the Hub: models of others then mean the same by each output.
         labels = list(task.labels) if task else _list_labels(train)
         tests = {name: _labelled(_without_minus_one(examples, labels), name) for name, examples in tests.items()}
         _check_labels(train, tests, labels)
     if arguments.max_train_samples and arguments.max_train_samples < len(train):
+        # Not the first ones, since files are often sorted by label; and not by the run's seed, since seeds are to
+        # differ in the model alone.
         train = random.Random(0).sample(train, arguments.max_train_samples)
     return ClassificationData(train, tests, labels)
 
@@ -181,6 +190,7 @@ def _configuration(arguments, task):
     if arguments.dataset_config_name or not task:
         return arguments.dataset_config_name
     try:
+        # The Hub keeps the nine tasks as configurations of one dataset; a copy of a single task has none of that name.
         names = datasets.get_dataset_config_names(arguments.dataset_name)
     except Exception:  # whatever it is: loading the dataset meets it too, and its message says so
         return None
@@ -213,6 +223,7 @@ def _read_examples(rows: Iterable[Row], arguments, task: GlueTask | None) -> lis
         try:
             examples.append(_make_example(row, layout, task))
         except ValueError as error:
+            # QQP's own file has lines that are cut. Anywhere else a broken line is the user's to mend.
             if not (task and task.has_broken_lines):
                 raise InputError(f"{row.place}: {error}. Correct the line or leave it out.") from None
             broken.append(row.place)
@@ -225,6 +236,7 @@ def _read_examples(rows: Iterable[Row], arguments, task: GlueTask | None) -> lis
 
 def _choose_layout(row, layouts):
     for layout in layouts:
+        # A broken line lacks columns, too; which layout it would have had does not matter.
         if row.fault or {*layout.texts, layout.label} <= row.cells.keys():
             return layout
     expected = " or ".join(", ".join([*layout.texts, layout.label]) for layout in layouts)
@@ -252,12 +264,14 @@ def _text_of(cell, column):
     """A cell as text. Raises ValueError where it is a list or the like."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return None
+    # JSON's true, Python's True and the word `true` are to be one label.
     if isinstance(cell, bool):
         return str(cell).lower()
     if not isinstance(cell, (str, int, float)):
         raise ValueError(f"expected a text or a number in the column {column!r}, found a {type(cell).__name__}")
     text = str(cell)
     try:
+        # It would be found much later otherwise, by a tokenizer or a file, without the line's number.
         text.encode()
     except UnicodeEncodeError:  # JSON can write half a character: "\ud800"
         raise ValueError(f"the column {column!r} holds half a character, which is no text") from None
@@ -283,6 +297,7 @@ def _are_numbers(train, arguments, task):
     if arguments.regression is not None:
         return arguments.regression
     try:
+        # Stars from 1 to 5 are whole and may be meant as labels; 3.8 can only be meant as a number.
         numbers = [float(example.label) for example in train]
     except ValueError:
         return False
@@ -295,6 +310,7 @@ def _are_numbers(train, arguments, task):
 
 
 def _check_numbers(examples, name):
+    # A correlation with a constant is undefined, and a spread of zero cannot be standardised.
     numbers = {example.number for example in examples}
     if len(numbers) == 1:
         raise InputError(
@@ -306,6 +322,7 @@ def _check_numbers(examples, name):
 def _list_labels(train):
     """The labels of the training part, numbers by size, others in alphabetical order."""
     labels = {example.label for example in train}
+    # As text, 10 would stand before 2.
     is_whole = all(label.lstrip("-").isdecimal() for label in labels)
     return sorted(labels, key=lambda label: (int(label), label)) if is_whole else sorted(labels)
 
@@ -340,6 +357,7 @@ def split_by_content(examples: list[Example], test_share: float) -> tuple[list[E
         raise InputError(f"test_share: expected a share between 0 and 1, got {test_share}.")
     train, test = [], []
     for example in examples:
+        # Parted by a tab, which few texts hold: the pairs ('a b', 'c') and ('a', 'b c') are not the same.
         share = xxhash.xxh64_intdigest("\t".join(example.texts).encode()) / 2**64
         (test if share < test_share else train).append(example)
     if not train or not test:

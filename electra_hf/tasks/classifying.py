@@ -45,6 +45,7 @@ class ClassifierTrainingArguments(FinetuningArguments):
         given = self.num_train_epochs
         self.num_train_epochs = 3.0 if given is None else given  # the checks of every recipe expect a number
         super().__post_init__()
+        # None stays None until the task is known, which has its own number (table 7).
         self.num_train_epochs = given
 
 
@@ -66,10 +67,13 @@ def make_inputs(encoder_args: EncoderArguments, data: ClassificationData, max_le
     The tokenizer remembers max_length, so that a pipeline with truncation=True reads what the model was trained on.
     """
     config = load_config(encoder_args.model_name_or_path, data.labels or ["score"])
+    # Otherwise the library guesses it from the first batch: whole numbers would become labels.
     config.problem_type = "single_label_classification" if data.labels else "regression"
     tokenizer = load_encoder_tokenizer(encoder_args)
+    # Stock pipelines cut where the tokenizer tells them to; without it a long text would crash them.
     tokenizer.model_max_length = longest_window(max_length, tokenizer, config)
     train, train_cut = encode(data.train, _train_targets(data), tokenizer)
+    # The Trainer needs some target to evaluate; scores are counted from the answers, never from these zeros.
     tests = {name: encode(examples, [0] * len(examples), tokenizer) for name, examples in data.tests.items()}
     return ClassifierInputs(
         config,
@@ -88,11 +92,13 @@ def encode(
 
     A pair is one input with two token types; of a pair that is too long the longer text is cut.
     """
+    # Two lists for pairs: the tokenizer then writes [SEP] and token types between them, as in pretraining.
     columns = list(zip(*(example.texts for example in examples), strict=True))
     encoded = tokenizer(*map(list, columns), truncation="longest_first", return_token_type_ids=True)
     rows = [
         {name: encoded[name][index] for name in encoded} | {"labels": target} for index, target in enumerate(targets)
     ]
+    # Cut texts are counted and told, since a score on half a text surprises.
     return rows, sum(bool(encoding.overflowing) for encoding in encoded.encodings)
 
 
@@ -122,6 +128,8 @@ def train_classifier(
 def _train_targets(data):
     if data.labels:
         return [data.labels.index(example.label) for example in data.train]
+    # Prices in the thousands or shares below one: the head starts near zero, and the paper's rates are for targets
+    # near one.
     center, spread = _mean_and_sd(data)
     return [(example.number - center) / spread for example in data.train]
 
@@ -134,6 +142,7 @@ def _mean_and_sd(data):
 @torch.no_grad()
 def _rescale_output(model, center, spread):
     """Let the last layer give numbers in their own unit: the head learns at the same pace whatever that is."""
+    # The last linear layer, whatever the head of a family looks like inside.
     (*_, output) = (module for module in model.modules() if isinstance(module, nn.Linear))
     output.weight.mul_(spread)
     output.bias.mul_(spread).add_(center)
@@ -149,12 +158,14 @@ def score_tests(
     """
     scores, answers = {}, {}
     for name, examples in data.tests.items():
+        # Sums over thousands of examples, which half precision would round.
         logits = np.asarray(trainer.predict(inputs.tests[name]).predictions, dtype=np.float32)
         answers[name], found = score(logits, examples, data.labels)
         if not math.isfinite(found["loss"]):
             raise FloatingPointError(
                 f"The loss is {found['loss']}. Lower learning_rate, or warm up for longer (warmup_steps)."
             )
+        # MNLI has two tests: the first, matched, is the one that the paper's table shows.
         prefix = "eval_" if name == next(iter(data.tests)) else f"eval_{name}_"
         scores |= {f"{prefix}{key}": value for key, value in found.items()}
     return scores, answers
