@@ -46,7 +46,9 @@ def read_settings(path: str | Path) -> list[Setting]:
     """The settings of a flat YAML file, in its order. Raises `InputError` with the line of what is wrong."""
     loader = _open(path)
     try:
+        # Nodes, not values: they still know their lines, and how a number was written.
         node = loader.get_single_node()
+        # An empty file is a recipe without settings.
         if node is None or node.tag == _NULL:
             return []
         if not isinstance(node, yaml.MappingNode):
@@ -93,6 +95,7 @@ def _faults_of_value(node, above):
     children = []
     if isinstance(node, yaml.MappingNode):
         yield from _faults_of_keys(node)
+        # PyYAML keeps the last of two equal keys at any depth, and says nothing.
         children = [value for _, value in node.value]
     elif isinstance(node, yaml.SequenceNode):
         children = node.value
@@ -144,6 +147,7 @@ def _members(annotation):
     """The types of a union, or the one type."""
     members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     # `SchedulerType | str` means: one of the names in SchedulerType.
+    # Taken as a text, a misspelt name would pass here and fail much later.
     return [member for member in members if not (member is str and any(map(_is_enum, members)))]
 
 
@@ -177,14 +181,17 @@ def _convert_to(value, annotation):
     if kind is list:
         return [_convert(item, get_args(annotation)[0]) for item in (value if isinstance(value, list) else [value])]
     if kind is Literal or _is_enum(kind):
+        # True equals 1 and 1.0 in Python; in a file they are not the same.
         if any(type(value) is type(word) and value == word for word in _words(annotation)):
             return value
     elif kind is Any:
         return value
+    # A learning rate of .inf or .nan is a slip of the pen, and would be met after hours.
     elif kind is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
     elif kind is int and type(value) is float and value.is_integer():
         return int(value)
+    # By the exact type: a bool is an int to Python, and `seed: yes` is not 1.
     elif kind is not float and type(value) is kind:
         return value
     raise ValueError
@@ -216,6 +223,7 @@ def _hint(annotation, value):
     if value is None:
         return " Leave the line out for the default."
     items = value if isinstance(value, list) else [value]
+    # `run_name: 2024` is a number to YAML, and means a name.
     wants_text = "a text" in _describe(annotation)
     return (
         " Put it in quotes." if wants_text and not any(isinstance(item, (str, list, dict)) for item in items) else ""
@@ -228,6 +236,7 @@ def write_settings(path: str | Path, chosen: dict, others: dict) -> None:
     text = _CUT if public != chosen | others else ""
     for heading, names in ((_CHOSEN, chosen), (_OTHERS, others)):
         if names:
+            # In the order of the dataclasses, as the help has them.
             block = {name: public[name] for name in names}
             text += heading + yaml.safe_dump(block, sort_keys=False, allow_unicode=True)
     write_text(path, text)

@@ -64,6 +64,7 @@ def read_languages(folder, train_lines):
     languages = {}
     with tempfile.TemporaryDirectory() as downloads:
         for source in find_sources([folder], Path(downloads)):
+            # Measured on what a run would read, so that an invisible character counts for no tokenizer or for all.
             texts = map(clean_characters, read_sentences(source, "text", "strict", Counter()))
             texts = [text for text in texts if text]
             if len(texts) <= train_lines:
@@ -82,14 +83,17 @@ def measure(tokenizer, texts, seen):
     """
     backend, unk = tokenizer.backend_tokenizer, tokenizer.unk_token_id
     scores = measure_tokenizer(tokenizer, texts)
+    # Without blanks: scripts that have none would look worse by a sixth.
     num_characters = sum(len(text.replace(" ", "")) for text in texts)
     num_tokens = num_unseen = 0
     whole, whole_of_seen = [], []
     for text, encoding in zip(texts, backend.encode_batch(texts, add_special_tokens=False), strict=True):
         pairs = zip(encoding.offsets, encoding.ids, strict=True)
         unknown = [text[start:end] for (start, end), i in pairs if i == unk]
+        # No tokenizer can know a character that its text did not have. What is left is the tokenizer's own doing.
         num_unseen += sum(len(piece) for piece in unknown if set(piece) - seen)
         num_tokens += len(encoding.ids)
+        # Blanks are not compared: decoders put them differently, and no spelling depends on that.
         whole.append(backend.decode(encoding.ids).replace(" ", "") == text.replace(" ", ""))
         if not set(text) - seen:
             whole_of_seen.append(whole[-1])

@@ -45,6 +45,7 @@ def find_sources(names: list[str], download_folder: Path, suffixes: Collection[s
     """
     if not all(name.strip() for name in names):
         raise InputError("A path is empty. Give one (was a shell variable not set?), or leave it out.")
+    # All of them at once, before anything is read: a dead address is told in seconds, not after an hour of reading.
     fetched = download_all([name for name in names if is_address(name)], download_folder)
     sources = {}
     for name in names:
@@ -53,6 +54,7 @@ def find_sources(names: list[str], download_folder: Path, suffixes: Collection[s
         else:
             found = [Source(printable(str(path)), path) for path in _find_paths(name, suffixes)]
         for source in found:
+            # A folder and a file in it, or two links to one file, are one text; read twice, it would be counted twice.
             sources.setdefault(source.path.resolve(), source)
     return list(sources.values())
 
@@ -80,12 +82,14 @@ def _find_paths(name, suffixes):
 def _glob(pattern):
     """As `glob.glob`, but `**` enters each folder once: two links that lead round would take it for ever."""
     before, stars, after = pattern.partition("**")
+    # `a**b` is no walk through folders, but two stars in one name.
     if not stars or not (before == "" or before.endswith(os.sep)) or not (after == "" or after.startswith(os.sep)):
         return glob.glob(pattern)
     matches = []
     for start in glob.glob(before or os.curdir):
         for folder, _ in _walk(start):
             inside = os.path.relpath(folder, start)
+            # As `glob` does: hidden folders are named, or they are left out.
             if not any(part.startswith(".") for part in inside.split(os.sep) if part != os.curdir):
                 base = glob.escape(os.path.normpath(folder) if before else inside)
                 matches += _glob(os.path.normpath(f"{base}{after or os.sep + '*'}"))
@@ -102,9 +106,11 @@ def _walk(start):
     for folder, inner_folders, files in os.walk(start, followlinks=True, onerror=refuse):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:
+            # It was seen under another name: not into it again.
             inner_folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
+        # The order of a folder differs from one disk to the next, and a run must not.
         inner_folders.sort()
         yield folder, files
 
@@ -150,8 +156,10 @@ def open_texts(source: Source) -> Iterator[tuple[str, io.BufferedReader]]:
     file and a member may be compressed; their first bytes tell, not their names. Raises `InputError`.
     """
     with _open(source) as raw:
+        # A tar in a gzip is both; what is inside shows only after the first is off.
         stream = _decompress(raw, raw, source.name)
         if not _is_tar(stream, source):
+            # One stream, no archive: a text as it is.
             yield source.name, _refuse_html(stream, source.name)
             return
         wanted = _wanted_members(stream, source.name)
@@ -176,6 +184,7 @@ def _open(source):
 
 
 def _refuse_html(stream, name):
+    # A login page that came with status 200 is the usual case.
     if looks_like_html(stream.peek(1024)[:1024]) and not asks_for_html(name):
         raise InputError(
             f"{name}: is a web page (HTML) and not text. Fetch the file anew, or take the text out of the page. If "
@@ -185,6 +194,7 @@ def _refuse_html(stream, name):
 
 
 def _decompress(stream, raw, name):
+    # Names lie: servers and people rename files, and first bytes stay.
     head = stream.peek(10)[:10]
     if head.startswith(b"\x1f\x8b"):
         inflated = gzip.GzipFile(fileobj=stream)
@@ -194,6 +204,7 @@ def _decompress(stream, raw, name):
         inflated = lzma.LZMAFile(stream)
     elif head.startswith(b"\x28\xb5\x2f\xfd"):
         inflated = pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")
+    # Known and refused is better than read as text: they would be pages of noise.
     elif head.startswith((b"PK\x03\x04", b"7z\xbc\xaf\x27\x1c", b"Rar!")):
         raise InputError(f"{name}: zip, 7z and rar archives are not read. Unpack it and give the folder.")
     else:
@@ -216,6 +227,7 @@ class _Guarded(io.RawIOBase):
         except (EOFError, OSError, zlib.error, lzma.LZMAError, tarfile.TarError) as error:
             raise _damaged(self.name, error) from None
         self.total += len(data)
+        # Against the bytes read so far, not against the file's size: a bomb at the end of a large file is one, too.
         if self.total > ALWAYS_ALLOWED and self.total > LARGEST_RATIO * self.raw.tell():
             raise InputError(
                 f"{self.name}: inflates to more than {LARGEST_RATIO} times its size, as a decompression bomb does. "
@@ -242,15 +254,19 @@ class _Member(tarfile.TarInfo):
 
 
 def _is_tar(stream, source):
+    # The oldest tars have no magic; then the name has to say so.
     return stream.peek(262)[257:262] == b"ustar" or inner_suffix(source.path.name) == ".tar"
 
 
 def _members(stream, name):
     """Yield (member, stream) in the order of the archive, refusing it at the first member that is not plain."""
     try:
+        # As a stream, forwards only: a compressed file cannot go back cheaply.
         with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive:
             for member in archive:
                 path = PurePosixPath(member.name)
+                # Nothing is extracted here; but whoever made this archive meant harm, or the tool did not know what it
+                # did.
                 if path.is_absolute() or ".." in path.parts:
                     raise InputError(f"{name}: refused, for its member {member.name!r} points out of the archive.")
                 if member.issparse() or not (member.isfile() or member.isdir()):

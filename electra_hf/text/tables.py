@@ -49,8 +49,10 @@ def read_table(name: str | Path, columns_without_header: Sequence[str] = ()) -> 
 
 def _read_rows(name, stream, columns_without_header):
     suffix = inner_suffix(name)
+    # By content first: Parquet under another name would be refused as broken text.
     if stream.peek(4)[:4] == b"PAR1":
         return _read_parquet(name, stream)
+    # `strict`: a label with a wrong letter is another label, so nothing is replaced here.
     lines = decode(enumerate(stream, start=1), name, "strict", Counter())
     if suffix in (".json", ".jsonl", ".ndjson"):
         return _read_json_lines(name, lines)
@@ -64,16 +66,19 @@ def _read_rows(name, stream, columns_without_header):
 def _read_tsv(lines):
     for number, line in enumerate(lines, start=1):
         line = line.rstrip("\r\n")
+        # A line of tabs is a row of empty cells, and somebody has to say so.
         if line.strip(" "):
             yield number, line.split("\t")
 
 
 def _read_csv(name, lines):
     csv.field_size_limit(LARGEST_FIELD)  # a setting of the whole process; csv has no other
+    # Lenient, it would take half a file for one field after a lost quotation mark.
     reader = csv.reader(lines, strict=True)
     try:
         for cells in reader:
             if cells:
+                # A row of CSV may span lines; this is the last one of it, the one an editor shows as broken.
                 yield reader.line_num, cells
     except csv.Error as error:
         raise InputError(
@@ -85,6 +90,7 @@ def _read_csv(name, lines):
 def _with_header(name, rows, columns_without_header=()):
     header = list(columns_without_header)
     for number, cells in rows:
+        # CoLA has no header. A copy whose maker added one is still read right.
         if number == 1 and (not header or set(header) & set(cells)):
             header = [cell.strip() for cell in cells]
             twice = [column for column, count in Counter(header).items() if count > 1]
@@ -93,6 +99,7 @@ def _with_header(name, rows, columns_without_header=()):
             continue
         if not header:
             raise InputError(f"{name}, line 1: expected the names of the columns, found an empty line.")
+        # Not an error here: QQP's official file has such lines, and the task decides.
         fault = None
         if len(cells) != len(header):
             fault = f"expected {len(header)} columns ({', '.join(header)}), found {len(cells)}"

@@ -47,6 +47,7 @@ class Baton:
     """
 
     def __init__(self, work_per_step):
+        # The answers' own channel: libraries print to 1, and a line of theirs is no JSON.
         self.answers = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)  # whatever a library prints goes to the log
         self.left, self.work, self.work_per_step = 1, 0, work_per_step
@@ -59,6 +60,7 @@ class Baton:
         if self.left:
             return
         if torch.cuda.is_available():
+            # A GPU runs behind its program: without this only the starts of the kernels would be timed.
             torch.cuda.synchronize()
         answer = {
             "seconds": time.perf_counter() - self.start,
@@ -103,6 +105,7 @@ class StockPair(nn.Module):
         super().__init__()
         self.generator = AutoModelForMaskedLM.from_config(config.generator_config)
         self.discriminator = AutoModelForPreTraining.from_config(config.discriminator_config)
+        # Shared as the paper has them; otherwise this pair would compute something else than ours.
         self.discriminator.electra.embeddings = self.generator.electra.embeddings
         self.discriminator_weight = config.discriminator_weight
         self.selected_only = selected_only
@@ -117,6 +120,7 @@ class StockPair(nn.Module):
             output = self.generator(input_ids, attention_mask=attention_mask, labels=labels)
             generator_loss, logits = output.loss, output.logits[is_masked]
         with torch.no_grad():
+            # The authors' way to sample, over the whole vocabulary.
             gumbel_noise = -torch.log(-torch.log(torch.rand_like(logits).clamp(min=1e-9)))
             corrupted_ids = input_ids.masked_scatter(is_masked, (logits + gumbel_noise).argmax(-1))
             is_replaced = is_masked & (corrupted_ids != labels)
@@ -148,6 +152,7 @@ def train_stock(baton, folder, batch_size, rows="rows", selected_only=False, own
     else:
         collator = DataCollatorForLanguageModeling(load_tokenizer(folder), mlm_probability=config.mask_probability)
         model, dataset = StockPair(config, selected_only), packed
+    # Padding is no work: a padded batch must not look faster for it.
     if rows == "sentences":
         baton.count_tokens(model)
     Trainer(model, arguments, data_collator=collator, train_dataset=dataset).train()

@@ -33,6 +33,7 @@ def choose_rows(named: list[str] | None, peers_python: str | None) -> list[str]:
             raise InputError(f"rows: expected some of {', '.join(ROWS)}, got {row}.")
         if row in obstacles:
             raise InputError(f"rows: {row} cannot be timed here, because {obstacles[row]}.")
+    # One line a reason: six rows of bf16 are left out for the same one.
     for reason in dict.fromkeys(obstacles.values() if named is None else []):
         rows = [row for row in obstacles if obstacles[row] == reason]
         print(f"Left out: {', '.join(rows)}, because {reason}.", flush=True)
@@ -59,6 +60,7 @@ def write_task(folder: Path, texts: Dataset, tokenizer, config, max_length: int,
     (folder / "text.txt").write_text("\n".join(texts["text"]) + "\n", encoding="utf-8")
     packed = pack_dataset(texts, tokenizer, max_length)
     ids = packed.__getitems__(range(len(packed))).numpy()
+    # np.resize repeats the rows in turn until there are enough.
     rows = np.resize(ids, (max(least_rows, len(ids)), max_length))
     _save(folder / "rows", {"input_ids": rows}, max_length)
 
@@ -87,6 +89,7 @@ class Contender:
         here = Path(__file__).parent
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(here.parents[1]), os.environ.get("PYTHONPATH", "")]),
+            # A cache of its own: otherwise the first start would be timed with the code of an earlier benchmark.
             "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"),
             "HF_HUB_OFFLINE": "1",
             "WANDB_MODE": "disabled",
@@ -100,6 +103,7 @@ class Contender:
             stderr=self.log.open("w"),
             text=True,
         )
+        # Its first answer comes after its first step: what is compiled is compiled by then.
         self._read()
         self.seconds_to_first_step = time.perf_counter() - start
 
@@ -174,6 +178,7 @@ def measure_stall(contender: Contender, folder: Path, times: int = 5) -> tuple[f
     """
     stalls, writes = [], []
     for _ in range(times):
+        # In turn: a shared disk is slow for minutes at a time, and then for both.
         stalls.append(contender.run("save")["stall"])
         contender.run(2)
         [*_, checkpoint] = sorted_checkpoints(folder / f"run-{contender.process.pid}")
@@ -198,6 +203,7 @@ def measure_feed(rows: PackedRows, batch_size: int, seconds: float = 2.0) -> flo
     """Tokens per second that one process feeds: shuffled rows from the memory map to tensors."""
     tokens, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
+        # Shuffled, since rows in a row would lie in one page of memory and look faster than training has it.
         for batch in DataLoader(rows, batch_size, shuffle=True, drop_last=True, collate_fn=collate_rows):
             tokens += batch["input_ids"].numel()
     return tokens / (time.perf_counter() - start)
