@@ -22,7 +22,7 @@ from transformers import (
 from electra_hf.errors import InputError
 from electra_hf.text.tokenization import load_tokenizer
 from electra_hf.training import arguments as pretraining
-from electra_hf.training.arguments import check_launcher, check_training_settings
+from electra_hf.training.arguments import check_fixed, check_launcher, check_training_settings
 from electra_hf.training.checkpoints import check_writable
 from electra_hf.training.trackers import guard_trackers
 
@@ -73,8 +73,9 @@ class FinetuningArguments(TrainingArguments):
 
     def __post_init__(self):
         check_launcher()
+        check_fixed(self, FIXED)
         super().__post_init__()
-        check_training_settings(self, FIXED)
+        check_training_settings(self)
         self.seeds = self.seeds or [self.seed]
         self.dataloader_pin_memory &= torch.cuda.is_available()  # on a CPU it does nothing but warn
         if len(set(self.seeds)) < len(self.seeds):

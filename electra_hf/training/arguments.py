@@ -183,12 +183,19 @@ def check_launcher() -> None:
             raise InputError(f"accelerate is set to use {way}, but {_ONE_COPY}. Start it with --multi_gpu instead.")
 
 
-def check_training_settings(arguments: TrainingArguments, fixed: dict[str, tuple]) -> None:
-    """Refuse settings that would be ignored, and ways of starting that would fail later. Raises `InputError`."""
+def check_fixed(arguments: TrainingArguments, fixed: dict[str, tuple]) -> None:
+    """Refuse settings that would be ignored or do harm. Raises `InputError`.
+
+    Comes before the library's own checks, which would ask for more settings or packages to go with them.
+    """
     for name, (value, reason) in fixed.items():
         given = getattr(arguments, name)
         if given != value and given not in ([], "", {}):
             raise InputError(f"{name}: expected {value}, got {given}, because {reason}. Leave it out.")
+
+
+def check_training_settings(arguments: TrainingArguments) -> None:
+    """Refuse ways of starting that would fail later. Raises `InputError`."""
     if arguments.n_gpu > 1:
         raise InputError(
             f"{arguments.n_gpu} GPUs are visible to one process. Start one process for each with `accelerate launch "
@@ -235,8 +242,9 @@ class PretrainingArguments(TrainingArguments):
         if self.tf32 is None and is_torch_tf32_available():
             self.tf32 = True  # for matrix products that stay in fp32
         check_launcher()
+        check_fixed(self, FIXED)
         super().__post_init__()
-        check_training_settings(self, FIXED)
+        check_training_settings(self)
         if self.optim not in OPTIMIZERS:
             raise InputError(f"optim: expected one of {', '.join(OPTIMIZERS)}, got {self.optim.value}.")
         if (self.generator_only_steps or 0) < 0:
