@@ -37,7 +37,7 @@ def test_a_step_without_a_finite_gradient_changes_nothing_with_any_optimizer(mak
 
 def test_every_other_optimizer_is_refused_by_name(tmp_path):
     for optim in {name.value for name in OptimizerNames} - set(OPTIMIZERS):
-        with pytest.raises((InputError, ImportError), match=optim if optim != "adamw_torch_xla" else ""):
+        with pytest.raises((InputError, ImportError), match="." if optim == "adamw_torch_xla" else optim):
             PretrainingArguments(str(tmp_path), optim=optim, use_cpu=True, report_to="none")
 
 
