@@ -203,7 +203,7 @@ def _hold_out(questions, share, purpose, at_least=0):
         article_of.setdefault(question.context, question.article or question.context)
     if len(set(article_of.values())) == 1:
         article_of = {context: context for context in article_of}
-    articles = sorted(set(article_of.values()), key=lambda name: xxhash.xxh64_intdigest(f"{purpose}\t{name}"))
+    articles = sorted(set(article_of.values()), key=lambda name: xxhash.xxh64_digest(f"{purpose}\t{name}".encode()))
     held = set(articles[: max(at_least, int(share * len(articles)))])
     sides = [[], []]
     for question in questions:
