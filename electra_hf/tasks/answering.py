@@ -56,12 +56,12 @@ class Windows:
 
 @dataclass
 class AnswererInputs:
-    """Windows of each part, and of how many training questions no window holds the whole answer."""
+    """What the model reads of each part, and of how many training questions no window holds the whole answer."""
 
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     doc_stride: int
-    train: Windows
+    train: list[dict]
     threshold: Windows
     test: Windows
     train_answers_cut: int
@@ -96,18 +96,15 @@ def make_inputs(
     train, threshold, test = (
         make_windows(questions, tokenizer, stride) for questions in (data.train, data.threshold, data.test)
     )
-    whole = {
-        number
-        for number, window in zip(train.questions, train.inputs, strict=True)
-        if window["start_positions"] != NULL
-    }
+    windows = zip(train.questions, train.inputs, strict=True)
+    whole = {number for number, window in windows if window["start_positions"] != NULL}
     cut = sum(bool(question.answers) and number not in whole for number, question in enumerate(data.train))
     if not whole:
         raise InputError(
             f"{data.train[0].place} and the rest of the training part: no window holds a whole answer. Raise "
             f"max_length (now {tokenizer.model_max_length}) or doc_stride (now {stride})."
         )
-    return AnswererInputs(config, tokenizer, stride, train, threshold, test, cut)
+    return AnswererInputs(config, tokenizer, stride, train.inputs, threshold, test, cut)
 
 
 def _check_lengths(questions, tokenizer, stride):
@@ -153,10 +150,10 @@ def make_windows(questions: list[Question], tokenizer: PreTrainedTokenizerBase, 
             is_first, is_last = (not 0 <= i < len(numbers) or numbers[i] != number for i in (index - 1, index + 1))
             span = _locate(question.answers[0], offsets, is_first, is_last) if question.answers else None
             first, last = span or (NULL, NULL)
-            # Arrays, since lists of Python's integers would take eight times the memory.
+            # Arrays, since lists of Python's integers would take eight times the memory. The collator makes the mask.
             inputs = {
-                name: np.array(encoded[name][index], np.int32)
-                for name in tokenizer.model_input_names
+                name: np.array(encoded[name][index], kind)
+                for name, kind in (("input_ids", np.int32), ("token_type_ids", np.int8))
                 if name in encoded
             }
             windows.inputs.append(inputs | {"start_positions": first, "end_positions": last})
@@ -240,7 +237,7 @@ def train_answerer(
         training_args,
         inputs.config,
         inputs.tokenizer,
-        inputs.train.inputs,
+        inputs.train,
         data_collator=DataCollatorWithPadding(inputs.tokenizer),
     )
 
@@ -315,7 +312,7 @@ def describe_data(data: QuestionAnsweringData, inputs: AnswererInputs, language:
     }
     return baselines | {
         "train_questions": len(data.train),
-        "train_windows": len(inputs.train.inputs),
+        "train_windows": len(inputs.train),
         "train_answers_cut": inputs.train_answers_cut,
         "threshold_questions": len(data.threshold),
         "test_questions": len(data.test),

@@ -236,7 +236,7 @@ def _read_rows(dataset, name):
     for column in ("id", "context", "question", "answers"):
         require_column("dataset_name", column, dataset.column_names, name)
     for row in read_dataset_rows(dataset, name):
-        article = _get(row.cells, "title", str, row.place) if row.cells.get("title") is not None else ""
+        article = _title_of(row.cells, row.place)
         context = _get(row.cells, "context", str, row.place)
         yield _read_question(row.cells, article, context, row.place)
 
@@ -261,13 +261,19 @@ def _parse(content, name):
 def _read_articles(content, name):
     for number, article in enumerate(_get(content, "data", list, name), start=1):
         place = f"{name}, article {number}"
-        title = _get(article, "title", str, place) if "title" in _require_object(article, place) else ""
+        title = _title_of(article, place)
         place += f" ({printable(title)})" if title else ""
         for paragraph_number, paragraph in enumerate(_get(article, "paragraphs", list, place), start=1):
             inner = f"{place}, paragraph {paragraph_number}"
             context = _get(paragraph, "context", str, inner)
             for question_number, question in enumerate(_get(paragraph, "qas", list, inner), start=1):
                 yield _read_question(question, title, context, f"{inner}, question {question_number}")
+
+
+def _title_of(record, place):
+    """The title, by which articles are kept together; not every file has them."""
+    is_missing = _require_object(record, place).get("title") is None
+    return "" if is_missing else _get(record, "title", str, place)
 
 
 def _read_question(record, article, context, place):
@@ -324,9 +330,9 @@ def _require_object(value, place):
 
 def _get(record, key, kinds, place):
     """The value of a key, of one of these types. Raises `InputError` that says what SQuAD's layout is."""
-    found = ", ".join(map(str, _require_object(record, place))) or "nothing"
-    if key not in record:
-        raise InputError(f"{place}: no key {key!r}. Expected SQuAD's layout, {LAYOUT}; found {printable(found)}.")
+    if key not in _require_object(record, place):
+        found = printable(", ".join(map(str, record))) or "nothing"
+        raise InputError(f"{place}: no key {key!r}. Expected SQuAD's layout, {LAYOUT}; found {found}.")
     value = record[key]
     if not isinstance(value, kinds) or isinstance(value, bool):
         names = " or ".join(_NAMES[kind] for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
