@@ -236,6 +236,15 @@ def test_rows_of_a_dataset_give_the_same_run_as_the_files(run, inputs, tmp_path)
     assert read(runs[0] / "metrics.json") == read(runs[1] / "metrics.json")
 
 
+def test_the_untrained_twin_and_files_of_a_folder_run_too(run, inputs, tmp_path):
+    for number in range(2):
+        write(tmp_path / f"{number}.json", make_articles(3, seed=10 + number))
+    data = ("--train_file", tmp_path, "--test_file", inputs / "test.json")
+    twin = run("twin", *data, "--from_scratch", "true", "--max_steps", 1)
+    assert "It was trained from random weights" in (twin / "README.md").read_text()
+    assert read(twin / "metrics.json")["train_questions"] == 6
+
+
 def change(**changes):
     """The articles of a file with one question changed."""
     articles = make_articles(4, seed=5)
