@@ -267,17 +267,17 @@ def score_test(
     """The scores of the test by their names in metrics.json, and what was found for each of its questions.
 
     Where questions may lack an answer, `no_answer_threshold` is what decides. It is never chosen on the test: it is
-    null_score_diff_threshold, or the best one for F1 on the articles that were kept out of training, or 0. The scores
-    with the best one on the test itself, which the official script prints beside, are `eval_best_f1_on_test`.
+    null_score_diff_threshold, or the best one for F1 on the articles that were kept out of training, or 0. F1 with
+    the best one for the test itself, which the official script prints beside, is `eval_best_f1_on_test`.
     """
     found, loss = answer(trainer, inputs.test, data.test, arguments.max_answer_length)
     gold = [[one.text for one in question.answers] for question in data.test]
-    threshold = None
-    if data.may_lack_answers:
-        threshold = arguments.null_score_diff_threshold or 0.0
-        if data.threshold:
-            kept_apart, _ = answer(trainer, inputs.threshold, data.threshold, arguments.max_answer_length)
-            threshold, _ = _best_threshold(kept_apart, data.threshold, language)
+    threshold = arguments.null_score_diff_threshold
+    if threshold is None and data.threshold:
+        kept_apart, _ = answer(trainer, inputs.threshold, data.threshold, arguments.max_answer_length)
+        threshold, _ = _best_threshold(kept_apart, data.threshold, language)
+    elif threshold is None and data.may_lack_answers:
+        threshold = 0.0
     answers = [one.above(threshold) for one in found]
     scores = {"eval_loss": loss}
     scores |= {f"eval_{name}": value for name, value in compute_answer_scores(answers, gold, language).items()}

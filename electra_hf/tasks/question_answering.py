@@ -130,19 +130,20 @@ def load_questions(arguments: QuestionAnsweringArguments) -> QuestionAnsweringDa
     threshold = []
     if arguments.null_score_diff_threshold is None:
         train, threshold = _hold_out_for_threshold(train, arguments.threshold_share)
-    _check_answers(train, test)
+    _check_answers(train, test, arguments)
     if arguments.max_train_samples and arguments.max_train_samples < len(train):
         train = random.Random(0).sample(train, arguments.max_train_samples)
     return QuestionAnsweringData(train, threshold, test)
 
 
-def _check_answers(train, test):
+def _check_answers(train, test, arguments):
     if not any(question.answers for question in train):
         raise InputError(
             f"{train[0].place} and all {len(train)} questions of the training part have no answer. Expected some that "
             "have: nothing can be learned from these alone. Give another train_file."
         )
-    if all(question.answers for question in train) and not all(question.answers for question in test):
+    answers_all = arguments.null_score_diff_threshold is None and all(question.answers for question in train)
+    if answers_all and not all(question.answers for question in test):
         without = [question for question in test if not question.answers]
         if len(without) == len(test):
             raise InputError(

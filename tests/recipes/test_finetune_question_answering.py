@@ -157,6 +157,17 @@ def test_questions_without_an_answer_get_none_by_a_threshold_that_was_not_chosen
     assert metrics["eval_no_answer_exact_match"] == pytest.approx(100 * right / 10)
 
 
+@pytest.mark.parametrize("train", ["train.json.gz", "train2.json"])
+@pytest.mark.parametrize(("threshold", "given"), [(1_000, 0), (-1_000, 12)])
+def test_a_threshold_that_is_given_decides_alone(run, inputs, train, threshold, given):
+    data = ("--train_file", inputs / train, "--test_file", inputs / "test.json", "--max_steps", 1)
+    folder = run("given", *data, f"--null_score_diff_threshold={threshold}")
+    metrics = read(folder / "metrics.json")
+    assert (metrics["no_answer_threshold"], metrics["threshold_questions"]) == (threshold, 0)
+    assert sum(answer == "" for answer in read(folder / "predictions.json").values()) == given
+    assert "given as a setting" in (folder / "README.md").read_text()
+
+
 def printed_by_the_card(folder, question, context):
     """What the lines of code in the card print for this question, as they stand there."""
     code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
