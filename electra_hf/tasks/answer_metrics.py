@@ -13,6 +13,8 @@ import datasets
 import evaluate
 import numpy as np
 
+from electra_hf.tasks.finetuning import show_score
+
 # Words that do not count. English has SQuAD's, the others MLQA's, whose Vietnamese ones are no articles in the strict
 # sense. The Arabic article is written as a part of its word.
 ARTICLES = {
@@ -136,13 +138,8 @@ def find_best_threshold(differences: np.ndarray, scores: np.ndarray, has_answer:
 def format_scores(values: dict[str, float], language: str) -> str:
     """The scores of a metrics.json as a few lines to print."""
     lines = [f"{values['test_questions']} test questions in {values['test_windows']} windows; in per cent:"]
-    for key, value in values.items():
+    for key in values:
         if not re.search(r"^(eval|baseline)_|^no_answer_threshold$", key) or key.endswith(("_mean", "_sd")):
             continue
-        spread = (
-            f"   over the seeds {values[f'{key}_mean']:.2f} ± {values[f'{key}_sd']:.2f}"
-            if f"{key}_sd" in values
-            else ""
-        )
-        lines.append(f"{key.removeprefix('eval_').replace('_', ' '):<40} {value:.2f}{spread}")
+        lines.append(show_score(key.removeprefix("eval_").replace("_", " "), values, key, digits=2))
     return "\n".join([*lines, describe_rule(language)])
