@@ -30,18 +30,21 @@ PLACES_OF_NAME = (
 )
 RUN_FILES = ("metrics.json", "corpus.json", "recipe.yaml", "curves.png", "confusion.png", "scatter.png")
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "electra-hf")
-# transformers 5 has no pipeline for question answering any more, and none ever for ElectraForPreTraining.
+# transformers has no pipeline for ElectraForPreTraining.
 PIPELINES = {
     "ForMaskedLM": "fill-mask",
     "ForTokenClassification": "token-classification",
     "ForSequenceClassification": "text-classification",
 }
+# Tasks that the Hub sorts models by beside these; transformers 5 has no pipeline for question answering any more.
+TASKS = PIPELINES | {"ForQuestionAnswering": "question-answering"}
 # Metrics that the Hub's result tables know, by our key: its type there and a name to print.
 RESULTS = {
     "eval_rtd_auc": ("roc_auc", "AUC of replaced-token detection"),
     "eval_rtd_accuracy": ("accuracy", "Accuracy of replaced-token detection"),
     "eval_token_accuracy": ("accuracy", "Accuracy of token prediction"),
     "eval_accuracy": ("accuracy", "Accuracy"),
+    "eval_exact_match": ("exact_match", "Exact match, per cent"),
     "eval_macro_f1": ("f1", "Macro-F1"),
     "eval_f1": ("f1", "F1"),
     "eval_matthews_correlation": ("matthews_correlation", "Matthews correlation"),
@@ -180,7 +183,8 @@ def describe_model(folder: str | Path) -> dict:
     if weights:
         values["parameters"] = sum(_count_parameters(path) for path in weights)
     values["pictures"] = [name for name in ("curves.png", "confusion.png", "scatter.png") if (folder / name).exists()]
-    values["pipeline"] = _pipeline(values.get("config", {}))
+    values["pipeline"] = _by_architecture(PIPELINES, values.get("config", {}))
+    values["task"] = _by_architecture(TASKS, values.get("config", {}))
     values["base_model"] = _base_model(values.get("recipe", {}))
     values["versions"] = {name: version(name) for name in PACKAGES}
     return values
@@ -191,11 +195,11 @@ def _count_parameters(path):
         return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
 
 
-def _pipeline(config):
+def _by_architecture(names, config):
     for architecture in config.get("architectures") or []:
-        for suffix, pipeline in PIPELINES.items():
+        for suffix, name in names.items():
             if architecture.endswith(suffix):
-                return pipeline
+                return name
     return None
 
 
@@ -224,7 +228,7 @@ def _metadata(template, values):
         library_name="transformers",
         tags=["electra", "replaced-token-detection"] if template == "discriminator" else ["electra"],
         datasets=[dataset_name] if dataset_name else None,
-        pipeline_tag=values["pipeline"],
+        pipeline_tag=values["task"],
         base_model=values["base_model"],
         model_name=values["name"].split("/")[-1],
         eval_results=results or None,
@@ -236,8 +240,8 @@ def _result(values, metric_type, label, value):
     data = recipe.get("dataset_name") or recipe.get("test_file")
     held_out = Path(str(data)).name if data else "held-out share of the corpus"
     return EvalResult(
-        task_type=values["pipeline"] or "other",
-        task_name=None if values["pipeline"] else "replaced-token detection",
+        task_type=values["task"] or "other",
+        task_name=None if values["task"] else "replaced-token detection",
         dataset_type=recipe.get("dataset_name") or "private",
         dataset_name=held_out,
         metric_type=metric_type,

@@ -13,6 +13,7 @@ from scipy import stats
 from sklearn import metrics
 
 from electra_hf.files import write_text
+from electra_hf.tasks.finetuning import show_score
 
 
 class _Metric(evaluate.Metric):
@@ -117,13 +118,8 @@ def write_predictions(texts: list[tuple[str, ...]], references: list, prediction
 def format_scores(values: dict[str, float]) -> str:
     """The scores of a metrics.json as a few lines to print."""
     lines = [f"{values['test_examples']} test examples; {values['test_examples_cut']} of them cut to max_length"]
-    for key, value in values.items():
+    for key in values:
         if not re.search(r"^(eval|baseline)_", key) or key.endswith(("_mean", "_sd")):
             continue
-        spread = (
-            f"   over the seeds {values[f'{key}_mean']:.4f} ± {values[f'{key}_sd']:.4f}"
-            if f"{key}_sd" in values
-            else ""
-        )
-        lines.append(f"{key.removeprefix('eval_').replace('_', ' '):<40} {value:.4f}{spread}")
+        lines.append(show_score(key.removeprefix("eval_").replace("_", " "), values, key))
     return "\n".join(lines)

@@ -284,3 +284,11 @@ def summarise_runs(runs: list[dict[str, float]]) -> dict[str, float]:
             values = [run[name] for run in runs]
             summary |= {f"{name}_mean": mean(values), f"{name}_sd": stdev(values)}
     return summary
+
+
+def show_score(title: str, metrics: dict[str, float], key: str, width: int = 40, digits: int = 4) -> str:
+    """A line with one score of `summarise_runs` and, where there are several seeds, its mean ± sd over them."""
+    line = f"{title:<{width}} {metrics[key]:.{digits}f}"
+    if f"{key}_sd" in metrics:
+        line += f"   over the seeds {metrics[f'{key}_mean']:.{digits}f} ± {metrics[f'{key}_sd']:.{digits}f}"
+    return line

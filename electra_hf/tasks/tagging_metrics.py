@@ -12,6 +12,7 @@ from seqeval.metrics import f1_score, precision_score, recall_score
 from seqeval.metrics.v1 import precision_recall_fscore_support
 from sklearn import metrics
 
+from electra_hf.tasks.finetuning import show_score
 from electra_hf.tasks.spans import SCHEMES, find_misfits
 
 _FEATURES = datasets.Features(
@@ -114,14 +115,8 @@ def format_scores(metrics: dict[str, float], unknown_labels: Counter) -> str:
     ]
     lines = [f"{metrics['test_words']} words in {metrics['test_sentences']} test sentences"]
     for title, key in rows:
-        if key not in metrics:
-            continue
-        spread = (
-            f"   over the seeds {metrics[f'{key}_mean']:.4f} ± {metrics[f'{key}_sd']:.4f}"
-            if f"{key}_sd" in metrics
-            else ""
-        )
-        lines.append(f"{title:<42} {metrics[key]:.4f}{spread}")
+        if key in metrics:
+            lines.append(show_score(title, metrics, key, width=42))
     if unknown_labels:
         named = ", ".join(f"{label} ({count})" for label, count in unknown_labels.items())
         lines.append(f"words whose label the model does not have, counted as wrong: {named}")

@@ -253,17 +253,17 @@ def test_random_weights_have_no_base_model(tagger):
 
 
 @pytest.mark.parametrize(
-    ("model_class", "pipeline"),
+    ("model_class", "task"),
     [
         (ElectraForSequenceClassification, "text-classification"),
-        (ElectraForQuestionAnswering, None),
+        (ElectraForQuestionAnswering, "question-answering"),
         (ElectraForPreTraining, None),
     ],
 )
-def test_any_fine_tuned_model_has_a_card_whose_example_runs(tmp_path, save_model, model_class, pipeline):
+def test_any_fine_tuned_model_has_a_card_whose_example_runs(tmp_path, save_model, model_class, task):
     folder = save_model(tmp_path / "model", model_class)
     path = fill_finetuned_card(folder, "me/model")
-    assert metadata(path).get("pipeline_tag") == pipeline
+    assert metadata(path).get("pipeline_tag") == task
     run_example(path, folder)
 
 

@@ -222,6 +222,33 @@ def test_the_loop_through_the_recipes(service, tmp_path):
     assert not any("training_args" in request["path"] for request in service.hub.requests)
 
 
+SHOW_CARD = """
+import sys
+from huggingface_hub import hf_hub_download
+print(open(hf_hub_download(sys.argv[1], "README.md"), encoding="utf-8").read())
+"""
+
+
+@pytest.mark.slow
+def test_the_lines_of_a_pushed_answerers_card_give_its_own_answer_from_the_hub(service, tmp_path):
+    context = "La hundo kuras . " * 200 + "Mi vidas vin ĉiutage ."  # longer than a window
+    answers = [{"text": "hundo", "answer_start": 3}]
+    question = {"id": "q", "question": "Mi vidas vin ?", "answers": answers}
+    squad = {"data": [{"title": "T", "paragraphs": [{"context": context, "qas": [question]}]}]}
+    (tmp_path / "squad.json").write_text(json.dumps(squad))
+    flags = f"--train_file {tmp_path}/squad.json --test_file {tmp_path}/squad.json --output_dir {tmp_path}/answerer"
+    flags += f" --max_steps 2 --use_cpu --max_length 64 --model_name_or_path {make_run(tmp_path / 'run')}"
+    service.check(sys.executable, ROOT / "recipes" / "finetune_question_answering.py", *flags.split())
+    service.check(sys.executable, PUSH, "--folder", tmp_path / "answerer", "--repo_id", "me/answerer")
+    card = service.check(sys.executable, "-c", SHOW_CARD, "me/answerer")
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+    assert code.count('from_pretrained("me/answerer")') == 2
+    code = code.replace("Put a question here.", question["question"])
+    code = code.replace("Put the text that answers it here.", context)
+    printed = service.check(sys.executable, "-c", code).splitlines()[-1]
+    assert printed == json.loads((tmp_path / "answerer" / "predictions.json").read_text())["q"] != ""
+
+
 @pytest.mark.slow
 def test_the_hf_command_sees_what_was_pushed(service, tmp_path):
     folder = make_run(tmp_path / "run")
