@@ -34,7 +34,7 @@ KINDS = {
 
 @dataclass
 class Reader:
-    """A model that reads texts. `generator` is a detector's partner, where it lies beside it."""
+    """A model that reads texts, and its own folder. `generator` is a detector's partner, where it lies beside it."""
 
     folder: Path
     kind: str  # detector | tagger | classifier
@@ -95,7 +95,7 @@ def open_reader(folder: str | Path) -> Reader:
     if kind == "detector" and inner.name == "discriminator" and partner.is_dir():
         generator = _load(AutoModelForMaskedLM, partner)
         _check_fit(partner, tokenizer, generator, max_length)
-    return Reader(folder, kind, model, tokenizer, max_length, generator)
+    return Reader(inner, kind, model, tokenizer, max_length, generator)
 
 
 def _find_kind(folder):
