@@ -4,6 +4,7 @@ python recipes/demo.py --folders outputs/quickstart/pretrain outputs/quickstart/
 """
 
 import os
+import shlex
 import socket
 import sys
 from dataclasses import dataclass, field
@@ -11,11 +12,13 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
+from transformers.utils import logging
+
 from electra_hf.errors import InputError
 from electra_hf.publish.facts import collect_facts, embed_pictures, summarise
-from electra_hf.publish.hub import PushError
+from electra_hf.publish.hub import PushError, check_repo_id, push_space
 from electra_hf.publish.shading import color_words, draw_bars, list_guesses, shade_tokens
-from electra_hf.publish.space import push_space, write_space
+from electra_hf.publish.space import write_space
 from electra_hf.recipe import run_recipe
 from electra_hf.tasks.inspection import (
     Guess,
@@ -121,21 +124,29 @@ class Shown(NamedTuple):
 
 
 def main(arguments):
+    import_gradio()
     if arguments.space:
         publish(arguments)
-        return
-    import_gradio()
-    listening = listen(arguments.host, arguments.port)
-    serve(open_all(arguments.folders), listening)
+    else:
+        show(arguments.folders, arguments.host, arguments.port)
+
+
+def show(folders, host, port):
+    """Serve the page until a signal comes. Raises `InputError` before any model is loaded where it cannot listen."""
+    listening = listen(host, port)
+    serve(open_all(folders), listening)
 
 
 def publish(arguments):
     """Write the folder of the Space, and push it: exit code 3 where only that failed."""
-    folders = [open_reader(folder).folder for folder in arguments.folders]
-    space = write_space(Path("outputs/space", arguments.space.partition("/")[2]), arguments.space, folders, __file__)
+    check_repo_id(arguments.space, "space")
+    models = [shown.reader.folder for shown in open_all(arguments.folders)]
+    space = write_space(Path("outputs/space", arguments.space.partition("/")[2]), arguments.space, models, __file__)
     print(f"written: {space}")
+    again = ["python", "recipes/demo.py", "--folders", *arguments.folders, "--space", arguments.space]
+    again += ["--public"] * arguments.public
     try:
-        print(f"pushed and verified: {push_space(space, arguments.space, private=not arguments.public)}")
+        print(f"pushed and verified: {push_space(space, arguments.space, shlex.join(again), not arguments.public)}")
     except PushError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(3)
@@ -177,6 +188,7 @@ def open_all(folders):
         raise InputError(
             f"There is no {folders[0]} yet. Make it with `make quickstart`, or give your own folders with --folders."
         )
+    logging.disable_progress_bar()  # of weights that are loaded in a moment
     paths = [Path(folder).resolve() for folder in dict.fromkeys(folders)]
     names = name_folders(paths)
     readers = [open_reader(folder) for folder in dict.fromkeys(folders)]
@@ -193,7 +205,7 @@ def name_folders(paths):
 
 
 def serve(shown, listening):
-    """Show the page until a signal comes."""
+    """Answer on the socket, and say where the page is."""
     import uvicorn
 
     host, port = listening.getsockname()[:2]
