@@ -160,7 +160,7 @@ def address_card(folder: str | Path, repo_id: str) -> None:
 
 
 def published_name(folder: str | Path) -> str | None:
-    """The repository that a folder was pushed to, from its card; None where it was never pushed or has another card."""
+    """The repository that a folder was pushed to, by our card in it; None where it was never pushed."""
     card = Path(folder) / "README.md"
     name = _name_in_card(card) if card.exists() else None
     return name if name != NO_NAME else None

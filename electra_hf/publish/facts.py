@@ -38,7 +38,7 @@ def summarise(folder: str | Path) -> str:
     """The two facts that matter most, in a line: how large, and how good."""
     values = describe_model(folder)
     scores = (f"{name} {value}" for name, value in _scores(values.get("metrics", {})))
-    return "; ".join([_size(values).partition(":")[0], *islice(scores, 1)])
+    return "; ".join([(_size(values) or "").partition(":")[0], *islice(scores, 1)])
 
 
 def embed_pictures(folder: str | Path) -> list[tuple[str, str]]:
@@ -49,10 +49,12 @@ def embed_pictures(folder: str | Path) -> list[tuple[str, str]]:
 
 def _size(values):
     config, parameters = values.get("config", {}), values.get("parameters")
-    size = f"{parameters / 1e6:.1f} million parameters" if parameters else "parameters not counted"
     return (
-        f"{size}: {config.get('num_hidden_layers')} layers of width {config.get('hidden_size')}, "
-        f"{config.get('vocab_size', 0):,} tokens"
+        f"{parameters:,} parameters: {config.get('num_hidden_layers')} layers of width {config.get('hidden_size')}, "
+        f"{config.get('num_attention_heads')} heads, a vocabulary of {config.get('vocab_size')}, at most "
+        f"{config.get('max_position_embeddings')} tokens at a time"
+        if parameters
+        else None
     )
 
 

@@ -228,9 +228,8 @@ def guess_token(reader: Reader, text: str, token: Token, number: int = 8) -> lis
     before, after = ids[:place], ids[token.positions[-1] + 1 :]
     masked = [*before, tokenizer.mask_token_id, *after]
     probabilities = _score_place(reader.generator, tokenizer, masked, place, size).softmax(-1)
-    probabilities[tokenizer.all_special_ids] = 0
     guesses = []
-    # Some tokens cannot be written: parts of a letter, blanks, the fillers of a vocabulary.
+    # Some tokens cannot be written: special ones, parts of a letter, blanks, the fillers of a vocabulary.
     for candidate in probabilities[: len(tokenizer)].argsort(descending=True)[: 4 * number].tolist():
         piece = write_token(tokenizer, candidate)
         if piece and len(guesses) < number:
@@ -251,10 +250,12 @@ def _score_place(model, tokenizer, ids, place, size):
 def write_token(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
     """The token as it stands in a text, without blanks; empty for one that stands in none on its own."""
     token = tokenizer.convert_ids_to_tokens(token_id)
+    if token_id in tokenizer.all_special_ids or re.fullmatch(r"\[unused\d+\]", token):
+        return ""
     piece = tokenizer.decode([token_id], clean_up_tokenization_spaces=False).strip()
     if isinstance(tokenizer.backend_tokenizer.model, models.WordPiece):
         piece = piece.removeprefix("##") if piece != "##" else piece
-    return "" if "\ufffd" in piece or re.fullmatch(r"\[unused\d+\]", token) else piece
+    return "" if "\ufffd" in piece else piece
 
 
 def _put(tokenizer, text, token, piece, ids):
