@@ -7,6 +7,7 @@ import os
 import shlex
 import socket
 import sys
+import threading
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -209,8 +210,13 @@ def serve(shown, listening):
     import uvicorn
 
     host, port = listening.getsockname()[:2]
+    app = make_app(shown)
     print(f"The page is at http://{f'[{host}]' if ':' in host else host}:{port}   (Ctrl+C ends it)", flush=True)
-    uvicorn.Server(uvicorn.Config(make_app(shown), log_level="warning")).run(sockets=[listening])
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    # In a thread of its own it leaves the signals to us: it would wait for every browser to leave.
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    thread.join()
 
 
 def make_app(shown):

@@ -9,11 +9,16 @@ import re
 import socket
 import subprocess
 import sys
+import urllib.request
+from importlib.metadata import version
 from pathlib import Path
 
 import browser
 import pytest
 import torch
+import yaml
+from hub_client import TOKEN, client_environment
+from hub_server import Hub
 from PIL import Image
 from transformers import (
     AutoModelForMaskedLM,
@@ -25,7 +30,7 @@ from transformers import (
     ElectraForTokenClassification,
 )
 
-from electra_hf.publish.cards import fill_discriminator_card, fill_tagger_card
+from electra_hf.publish.cards import fill_discriminator_card, fill_generator_card, fill_tagger_card
 from electra_hf.text.tokenization import save_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +65,7 @@ def make_folders(place):
     (run / "corpus.json").write_text(json.dumps({"sources": [{"name": "docs/words.txt"}], "splits": splits}))
     Image.new("RGB", (40, 30), "green").save(run / "curves.png")
     fill_discriminator_card(run)
+    fill_generator_card(run)
     save_model(ElectraForTokenClassification, place / "tagger", tokenizer, seed=3, id2label=TAGS)
     tagger = place / "tagger"
     (tagger / "metrics.json").write_text('{"eval_accuracy": 0.75, "baseline_most_frequent_tag_accuracy": 0.5}')
@@ -164,6 +170,66 @@ def test_models_are_named_by_the_ends_of_their_paths_that_tell_them_apart():
     assert name([Path("/a/pretrain")]) == ["pretrain"]
 
 
+# The Space
+
+
+@pytest.fixture
+def hub(tmp_path):
+    hub = Hub(tmp_path / "hub", {TOKEN: "me"}).start()
+    yield hub
+    hub.stop()
+
+
+PUSH = """
+import sys
+from electra_hf.publish.hub import push_folder
+for folder, name in zip(sys.argv[1::2], sys.argv[2::2]):
+    push_folder(folder, name)
+"""
+
+
+@needs_gradio
+@pytest.mark.slow
+def test_a_space_holds_all_it_needs_to_show_the_pushed_models(hub, tmp_path):
+    run, tagger = make_folders(tmp_path)
+    environment = client_environment(hub, tmp_path / "home") | {"GRADIO_SERVER_PORT": str(free_port())}
+    call = {"env": environment, "cwd": tmp_path, "capture_output": True, "text": True, "timeout": 200}
+    names = [run / "discriminator", "me/tiny-discriminator", run / "generator", "me/tiny-generator", tagger, "me/pos"]
+    subprocess.run([sys.executable, "-c", PUSH, *map(str, names)], check=True, **call)
+    demo = [sys.executable, str(ROOT / "recipes/demo.py"), "--folders", str(run), str(tagger), "--space", "me/page"]
+    done = subprocess.run(demo, **call)
+    assert done.returncode == 0, done.stderr
+    assert "pushed and verified" in done.stdout
+    space = hub.repositories["spaces", "me/page"]
+    assert space.private and not (tmp_path / "outputs/space/page/electra_hf/__pycache__").exists()
+    # As a Space runs it: the files of the repository and nothing else.
+    place = tmp_path / "as-a-space"
+    for entry in space.entries(space.resolve("main")):
+        (place / entry.path).parent.mkdir(parents=True, exist_ok=True)
+        (place / entry.path).write_bytes(space.read(entry.oid))
+    card = yaml.safe_load((place / "README.md").read_text().split("---")[1])
+    assert card["sdk"] == "gradio" and card["app_file"] == "app.py" and card["sdk_version"] == version("gradio")
+    assert card["models"] == ["me/tiny-discriminator", "me/tiny-generator", "me/pos"]
+    assert f"torch=={version('torch').partition('+')[0]}\n" in (place / "requirements.txt").read_text()
+    environment.pop("PYTHONPATH", None)
+    app = subprocess.Popen([sys.executable, "app.py"], cwd=place, env=environment, stdout=subprocess.PIPE, text=True)
+    assert "The page is at http://0.0.0.0" in app.stdout.readline()
+    with urllib.request.urlopen(f"http://127.0.0.1:{environment['GRADIO_SERVER_PORT']}/", timeout=60) as answer:
+        shown = answer.read().decode()
+    app.kill(), app.wait()
+    assert "tiny-discriminator" in shown and "1,234 sentences" in shown and "0.812" in shown
+
+    # A second push goes on the first; a public one is refused while the Space is private.
+    assert subprocess.run(demo, **call).returncode == 0
+    done = subprocess.run([*demo, "--public"], **call)
+    assert done.returncode == 3 and "the repository is private, and the push asked for public" in done.stderr
+    assert done.stderr.rstrip().endswith("--space me/page --public")
+    # Its owner edited the card: it is kept. Somebody else's folder is not written over.
+    (tmp_path / "outputs/space/page/README.md").write_text("mine")
+    done = subprocess.run(demo, **call)
+    assert done.returncode == 2 and "not ours to overwrite" in done.stderr
+
+
 # The page
 
 
@@ -179,9 +245,9 @@ def page(folders, tmp_path_factory):
         assert f"http://127.0.0.1:{port}" in server.stdout.readline()
         chromium = browser.Browser(tmp_path_factory.mktemp("chromium"))
         yield chromium, f"http://127.0.0.1:{port}/"
-        chromium.close()
-        server.terminate()
+        server.terminate()  # while a browser looks at it
         assert server.wait(30) == 143
+        chromium.close()
         log.seek(0)
         assert "Traceback" not in log.read()
 
