@@ -20,6 +20,13 @@ install: $(VENV)/.installed  ## make .venv with the package and its known-good d
 quickstart: install  ## the whole way on a bundled sample: pretrain, export, fine-tune a tagger, show the numbers
 	$(BIN)/python recipes/quickstart.py
 
+$(VENV)/.demo-installed: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,demo]"
+	touch $@
+
+demo: $(VENV)/.demo-installed  ## a page on 127.0.0.1:7860 that shows what the models of the quickstart see in a text
+	$(BIN)/python recipes/demo.py
+
 test: install  ## every test, the slow ones included
 	$(BIN)/python -m pytest -q
 
@@ -46,4 +53,4 @@ benchmark-peers: install .venv-peers/.installed  ## time training steps here, si
 clean:  ## remove what the runs of this folder made
 	rm -rf outputs
 
-.PHONY: help install quickstart test test-fast test-sweeps lint benchmark-peers clean
+.PHONY: help install quickstart demo test test-fast test-sweeps lint benchmark-peers clean

@@ -134,7 +134,8 @@ def write_card(folder: str | Path, template: str, repo_id: str | None = None, **
     if path.exists() and not is_generated_card(path):
         return path
     name = repo_id or NO_NAME
-    values = {"name": name, "hardware": describe_hardware(), **describe_model(folder), **values}
+    versions = {package: version(package) for package in PACKAGES}
+    values = {"name": name, "hardware": describe_hardware(), "versions": versions, **describe_model(folder), **values}
     values["marker"] = MARKER.format(name)
     values["metadata"] = _metadata(template, values).to_yaml()
     environment = jinja2.Environment(loader=TEMPLATES, undefined=_Missing, trim_blocks=True, lstrip_blocks=True)
@@ -161,13 +162,20 @@ def address_card(folder: str | Path, repo_id: str) -> None:
         write_text(path, text)
 
 
+def published_name(folder: str | Path) -> str | None:
+    """The repository that a folder was pushed to, by our card in it; None where it was never pushed."""
+    card = Path(folder) / "README.md"
+    name = _name_in_card(card) if card.exists() else None
+    return name if name != NO_NAME else None
+
+
 def _name_in_card(path):
     match = re.search(re.escape(MARKER).replace(r"\{\}", r"(\S+/\S+)"), path.read_text(encoding="utf-8"))
     return match[1] if match else None
 
 
 def describe_model(folder: str | Path) -> dict:
-    """What a model folder says about its model: the run's files, sizes, and the versions installed here.
+    """What a model folder says about its model: the run's files and sizes.
 
     Raises `InputError` where a file is damaged.
     """
@@ -186,7 +194,6 @@ def describe_model(folder: str | Path) -> dict:
     values["pipeline"] = _by_architecture(PIPELINES, values.get("config", {}))
     values["task"] = _by_architecture(TASKS, values.get("config", {}))
     values["base_model"] = _base_model(values.get("recipe", {}))
-    values["versions"] = {name: version(name) for name in PACKAGES}
     return values
 
 
@@ -208,10 +215,7 @@ def _base_model(recipe):
     start = recipe.get("model_name_or_path") or recipe.get("discriminator_name_or_path")
     if recipe.get("from_scratch"):
         return None
-    if start and Path(start).is_dir():
-        card = Path(start) / "README.md"
-        start = _name_in_card(card) if card.exists() else None
-    return start if start != NO_NAME else None
+    return published_name(start) if start and Path(start).is_dir() else start
 
 
 def _metadata(template, values):

@@ -132,14 +132,33 @@ def push_folder(
     files = select_files(folder)
     # The card's example and links name the repository, which is known only now.
     address_card(folder, repo_id)
+    again = _command(folder, repo_id, private, revision, tag)
+    return _push_or_tell(again, folder, files, repo_id, private, revision or "main", tag)
+
+
+def push_space(folder: str | Path, repo_id: str, again: str, private: bool = True) -> str:
+    """Push the folder of a Space, all of its files in one commit, verify every one, and return the commit's URL.
+
+    The Space is made if it is missing (private unless asked otherwise). `again` is the command to push again, for the
+    message of `PushError`. Raises `InputError` for a folder that holds a secret.
+    """
+    folder = Path(folder)
+    check_repo_id(repo_id, "space")
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    for name in files:
+        _refuse_secrets(folder / name)
+    return _push_or_tell(again, folder, files, repo_id, private, "main", None, repo_type="space")
+
+
+def _push_or_tell(again, folder, *arguments, **keywords):
     try:
-        return _push(folder, files, repo_id, private, revision or "main", tag)
-    # The HTTP client, hf_xet and the Hub's answers raise a dozen types. Whichever it is, the model is on disk.
+        return _push(folder, *arguments, **keywords)
+    # The HTTP client, hf_xet and the Hub's answers raise a dozen types. Whichever it is, all is on disk.
     except Exception as error:
-        reason = _reason(error)
-        again = _command(folder, repo_id, private, revision, tag)
+        what = "Space" if keywords else "model"
         raise PushError(
-            f"{repo_id}: the push failed: {reason}\nThe model is complete in {folder}. Push it again with:\n  {again}"
+            f"{arguments[1]}: the push failed: {_reason(error)}\n"
+            f"The {what} is complete in {folder}. Push it again with:\n  {again}"
         ) from error
 
 
@@ -195,24 +214,28 @@ def _refuse_secrets(path):
                 raise InputError(f"{path}, line {number}: this looks like {what}. Remove it, then push.")
 
 
-def _push(folder, files, repo_id, private, revision, tag):
+def _push(folder, files, repo_id, private, revision, tag, repo_type="model"):
     if not get_token():
         raise PushError("there is no Hub token. Set the variable HF_TOKEN or run `hf auth login`.")
     # The Hub's statistics then show what made a model.
     api = HfApi(library_name="electra_hf")
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    _check_visibility(api, repo_id, private)
+    is_new = repo_type == "space" and not api.repo_exists(repo_id, repo_type=repo_type)
+    sdk = "gradio" if repo_type == "space" else None
+    api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=sdk)
+    _check_visibility(api, repo_id, private, repo_type)
     if revision != "main":
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    if _keeps_remote_card(api, folder, repo_id, revision):
+    # A Space that was just made has a card that the Hub wrote.
+    if not is_new and _keeps_remote_card(api, folder, repo_id, revision, repo_type):
         print(f"{repo_id}: the card there was written by hand and is kept.")
         files = [name for name in files if name != "README.md"]
 
     # One commit: weights without their config, or a card of other weights, are never there for anybody to load.
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in files]
-    commit = api.create_commit(repo_id, operations, commit_message=f"Push {folder.name}", revision=revision)
+    message = f"Push {folder.name}"
+    commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision, repo_type=repo_type)
     # Of this commit, not of the branch, which somebody else may have moved on meanwhile.
-    _verify(api, folder, files, repo_id, commit.oid)
+    _verify(api, folder, files, repo_id, commit.oid, repo_type)
     if tag:
         api.create_tag(repo_id, tag=tag, revision=commit.oid, exist_ok=True)
         # `exist_ok` leaves an old tag where it is, and says nothing.
@@ -221,29 +244,30 @@ def _push(folder, files, repo_id, private, revision, tag):
     return commit.commit_url
 
 
-def _check_visibility(api, repo_id, private):
+def _check_visibility(api, repo_id, private, repo_type):
     # A push into an existing repository leaves its visibility as it is, which must not make a private model public.
-    is_private = api.model_info(repo_id).private
+    is_private = api.repo_info(repo_id, repo_type=repo_type).private
     if is_private != private:
         there, here = ("private", "public") if is_private else ("public", "private")
         way_out = "leave out --public" if is_private else "add --public"
         raise PushError(f"the repository is {there}, and the push asked for {here}. Change it there, or {way_out}.")
 
 
-def _keeps_remote_card(api, folder, repo_id, revision):
+def _keeps_remote_card(api, folder, repo_id, revision, repo_type):
     """Whether a hand-written card on the Hub would be overwritten by a generated one."""
     # Whoever wrote the local card by hand wants it up there.
     if not is_generated_card(folder / "README.md"):
         return False
     try:
-        return not is_generated_card(Path(api.hf_hub_download(repo_id, "README.md", revision=revision)))
+        card = api.hf_hub_download(repo_id, "README.md", revision=revision, repo_type=repo_type)
+        return not is_generated_card(Path(card))
     except EntryNotFoundError:
         return False
 
 
-def _verify(api, folder, files, repo_id, commit):
+def _verify(api, folder, files, repo_id, commit, repo_type):
     """Compare the checksums of commit and folder (SHA-256 for large files, git's for small ones)."""
-    check = api.verify_repo_checksums(repo_id, revision=commit, local_dir=folder)
+    check = api.verify_repo_checksums(repo_id, repo_type=repo_type, revision=commit, local_dir=folder)
     # What lies in the repository besides is not ours to judge.
     wrong = {row["path"] for row in check.mismatches} | set(check.extra_paths)
     if wrong := sorted(wrong & set(files)):

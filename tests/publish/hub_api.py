@@ -12,11 +12,11 @@ import yaml
 from hub_repository import LFS_SUFFIXES, POINTER, HubError, Repository
 
 ROUTES = []
-KIND = r"(?P<kind>models|datasets)"
+KIND = r"(?P<kind>models|datasets|spaces)"
 NAME = r"(?P<name>[\w.-]+/[\w.-]+)"
 REVISION = r"(?P<revision>[^/]+)"  # quoted by the clients: refs%2Fpr%2F1
-# Web addresses of models have no prefix, those of datasets have.
-PREFIX = r"((?P<kind>datasets)/)?"
+# Web addresses of models have no prefix, those of datasets and Spaces have.
+PREFIX = r"((?P<kind>datasets|spaces)/)?"
 
 
 def route(method, pattern):

@@ -1,0 +1,92 @@
+"""Texts as HTML: tokens shaded by a probability, words coloured by their tag. What a text says is never markup."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+# The darkest shade is the most suspicious token of the text, or this probability where that is lower: a small model
+# is timid, and on a scale from 0 to 1 its text would be white.
+DARKEST = 0.5
+
+
+def shade_tokens(text: str, tokens: Sequence, panel: int, selected: int | None = None) -> str:
+    """The text with a button for every token (start, end, probability, …), darker with the probability.
+
+    `data-panel` and `data-token` say which one was clicked; the one that starts at `selected` is framed. One token
+    alone is reached by Tab, the others from there by the arrows.
+    """
+    darkest = max([DARKEST, *(token.probability for token in tokens)])
+    marks = []
+    for index, token in enumerate(tokens):
+        words = text[token.start : token.end]
+        says = f"{token.probability:.1%} replaced"
+        names = ["token"] + ["suspect"] * (token.probability > 0.5) + ["selected"] * (token.start == selected)
+        marks.append(
+            f'<button type="button" class="{" ".join(names)}" data-panel="{panel}" data-token="{index}" '
+            f'data-probability="{token.probability:.6f}" data-says="{says}" aria-label="{escape(words)}: {says}" '
+            f'tabindex="{-1 if index else 0}" style="--shade: {token.probability / darkest:.3f}">{escape(words)}'
+            "</button>"
+        )
+    return _weave(text, tokens, marks)
+
+
+def color_words(text: str, words: Sequence, labels: Sequence[str]) -> str:
+    """The text with every word (start, end, tags) in the colour of its tag, which stands below it too."""
+    marks = []
+    for index, word in enumerate(words):
+        tag, probability = word.tags[0]
+        says = ", ".join(f"{name} {value:.1%}" for name, value in word.tags[:3])
+        shown = escape(text[word.start : word.end])
+        marks.append(
+            f'<span class="word" role="note" tabindex="{-1 if index else 0}" data-tag="{escape(tag)}" '
+            f'data-probability="{probability:.6f}" data-says="{escape(says)}" aria-label="{shown}: {escape(says)}" '
+            f'style="--hue: {_hue(tag, labels)}">{shown}<small>{escape(tag)}</small></span>'
+        )
+    return _weave(text, words, marks)
+
+
+def _hue(label, labels):
+    return round(360 * list(labels).index(label) / len(labels))
+
+
+def _weave(text, spans, marks):
+    """The text with a mark in the place of each span, escaped between them."""
+    parts, end = [], 0
+    for span, mark in zip(spans, marks, strict=True):
+        parts += [escape(text[end : span.start]), mark]
+        end = span.end
+    return "".join([*parts, escape(text[end:])])
+
+
+def draw_bars(values: Iterable[tuple[str, float]], in_percent: bool = True) -> str:
+    """A table of names with their probabilities as bars, or with plain numbers."""
+    rows = [
+        f'<tr data-label="{escape(name)}" data-value="{value:.6f}"><th>{escape(name)}</th>'
+        + (
+            f'<td class="bar"><i style="width: {100 * value:.1f}%"></i></td><td>{value:.1%}</td>'
+            if in_percent
+            else f"<td>{value:.3f}</td>"
+        )
+        for name, value in values
+    ]
+    return f'<table class="bars">{"".join(rows)}</table>'
+
+
+def list_guesses(original: str, guesses: Sequence, chosen: int | None = None) -> str:
+    """A table with a button per guess; the last puts the original piece back, and the chosen one is marked.
+
+    `guesses`: each with `piece`, `probability`, `text`, `start` and `suspicion`.
+    """
+    heads = ("put in its place", "the generator guesses it", "the discriminator would suspect it")
+    rows = ["".join(f"<th>{head}</th>" for head in heads)]
+    for index, guess in enumerate(guesses):
+        # A piece that goes on with the word before it says so.
+        joined = guess.start > 0 and not guess.text[guess.start - 1].isspace() and guess.piece[0].isalnum()
+        choice = _choice(index, "-" * joined + guess.piece, chosen)
+        rows.append(f"<td>{choice}</td><td>{guess.probability:.1%}</td><td>{guess.suspicion:.1%}</td>")
+    rows.append(f"<td>{_choice(len(guesses), original, chosen)}</td><td colspan=2>as it was</td>")
+    return f'<table class="guesses">{"".join(f"<tr>{row}</tr>" for row in rows)}</table>'
+
+
+def _choice(index, piece, chosen):
+    pressed = str(index == chosen).lower()
+    return f'<button type="button" data-guess="{index}" aria-pressed="{pressed}">{escape(piece)}</button>'
