@@ -9,19 +9,19 @@ from torch import Tensor
 from torch.nn import functional
 
 IGNORED = -100  # the label that carries no loss (PyTorch's default)
-# What is counted of the words: those read in a running text, and of them those that share the token of a word before;
-# and those that the tokenizer leaves nothing of.
-WORD_COUNTS = ("words_in_running_text", "words_with_copied_token", "words_without_token")
+# What is counted of the words: those read in a running text, and of them those that begin inside a token of the word
+# before; and those that the tokenizer leaves nothing of.
+WORD_COUNTS = ("words_in_running_text", "words_with_shared_token", "words_without_token")
 
 
 def encode_words(sentences: list, tokenizer, counts: Counter | None = None) -> Iterator[list[list[int]]]:
     """Yield, per sentence, the token ids of each word, one at least.
 
-    `sentences` are `TaggedSentence`s, here and below. Where one has its running text, its ids are those of the text, as
-    pretraining read them, and a token belongs to the word in which it begins. A word in which none begins (`た` where
-    `した` is one token, or `el` of Esperanto's `del`) takes a copy of the last token that covers it: so every word has
-    a place for its label and its prediction. A word that the tokenizer leaves nothing of is [UNK]. `counts` gains what
-    `WORD_COUNTS` names.
+    `sentences` are `TaggedSentence`s, here and below. Where one has its running text, its ids are those of the text,
+    as pretraining read them: a word's are those of all tokens that cover some of it. A token that covers several
+    words (`した` for `し` and `た`, French `du` for `de` and `le`) therefore stands once in each, so that every word
+    has a place for its label and its prediction. A word that the tokenizer leaves nothing of is [UNK]. `counts` gains
+    what `WORD_COUNTS` names.
     """
     counts = Counter() if counts is None else counts
     settings = {
@@ -48,16 +48,16 @@ def encode_words(sentences: list, tokenizer, counts: Counter | None = None) -> I
 
 def _share_out(token_ids, offsets, spans, counts):
     """The ids of each word of a running text; `offsets` and `spans` are the characters of tokens and words."""
-    pieces = [[] for _ in spans]
-    starts, ends = [start for start, _ in offsets], [end for _, end in spans]
-    for token_id, start in zip(token_ids, starts, strict=True):
-        # A blank that is a token belongs to the word behind it.
-        pieces[min(bisect_right(ends, start), len(ends) - 1)].append(token_id)
-    for ids, (start, end) in zip(pieces, spans, strict=True):
-        last = bisect_left(starts, end) - 1  # of the tokens that begin before the word ends
-        if not ids and last >= 0 and offsets[last][1] > start:
-            ids.append(token_ids[last])
-            counts["words_with_copied_token"] += 1
+    starts, ends = ([place[side] for place in offsets] for side in (0, 1))
+    pieces, read = [], 0  # of the tokens, those that stand in a word already
+    for start, end in spans:
+        after = max(read, bisect_left(starts, end))
+        first = min(read, bisect_right(ends, start, hi=read))  # before `read`: what the word shares with others
+        counts["words_with_shared_token"] += first < read
+        # A blank that is a token goes to the word behind it.
+        pieces.append(token_ids[first:after])
+        read = after
+    pieces[-1] += token_ids[read:]
     return pieces
 
 
@@ -91,8 +91,8 @@ def make_windows(
     """Turn sentences into the model's input: `input_ids` and `labels` of at most `max_length` tokens each.
 
     The first token of a word that the window scores carries the word's label, every other token -100 (rule 19). The
-    keys `sentence`, `words` and `positions` say which word is scored at which token; see `gather_words`. `counts` gains
-    what `encode_words` counts.
+    keys `sentence`, `words` and `positions` say which word is scored at which token; see `gather_words`. `counts`
+    gains what `encode_words` counts.
     """
     size = max_length - 2  # [CLS] and [SEP]
     windows = []

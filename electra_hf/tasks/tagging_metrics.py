@@ -132,9 +132,9 @@ def format_scores(metrics: dict[str, float], unknown_labels: Counter) -> str:
 def _describe_words(metrics):
     """How the words of training and test part were read, where that is not each by itself."""
     for part in ("train", "test"):
-        running, copied, lost = (metrics.get(f"{part}_{name}", 0) for name in WORD_COUNTS)
+        running, shared, lost = (metrics.get(f"{part}_{name}", 0) for name in WORD_COUNTS)
         if running:
-            yield f"{part}: {running} words read in running text, {copied} of them share the token of a word before"
+            yield f"{part}: {running} words in running text, {shared} of them begin inside a token of the word before"
         if lost:
             yield f"{part}: {lost} words of which the tokenizer leaves nothing, read as [UNK]"
 

@@ -25,7 +25,7 @@ def locate(pieces: Sequence[str], text: str) -> list[Span] | None:
 def divide(span: Span, text: str, words: Sequence[str]) -> list[Span]:
     """The spans of the words that one piece of a text stands for: `I'm` is `I` and `'m`, to the character.
 
-    Words that are not written there (`del` for `de` and `el`) all have the span of the whole piece.
+    Words that are not written there (French `du` for `de` and `le`) all have the span of the whole piece.
     """
     start, end = span
     inside = locate(words, text[start:end])
@@ -33,23 +33,22 @@ def divide(span: Span, text: str, words: Sequence[str]) -> list[Span]:
 
 
 def locate_with_ranges(words: Iterable[str], are_words: Iterable[bool], text: str) -> list[Span] | None:
-    """The span of each word that is one, where the others may be ranges: `del`, and then its words `de` and `el`.
+    """The span of each word that is one, where the others may be ranges: `du`, and then its words `de` and `le`.
 
-    A range covers the words behind it that do not stand in the text behind it. None where the text is not made of
-    ranges and of words outside of them.
+    A range covers the words behind it that do not stand in the text behind it; what is neither a word nor written is
+    an empty node. None where the text is not made of ranges and of words outside of them.
     """
-    units = []  # [what is written, its words]
+    units = []  # (what is written, its words, whether it is a word itself)
     rest = "".join(text.split())
     for word, is_word in zip(words, are_words, strict=True):
         letters = "".join(word.split())
-        written = rest.startswith(letters)
-        if written:
+        if rest.startswith(letters):
             rest = rest.removeprefix(letters)
             units.append((word, [word] if is_word else [], is_word))
-        elif is_word and units and not units[-1][2]:
+        elif is_word:
+            if not units or units[-1][2]:  # no range is open
+                return None
             units[-1][1].append(word)
-        else:
-            return None
     spans = locate([unit for unit, *_ in units], text)
     if spans is None:
         return None

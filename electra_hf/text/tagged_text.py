@@ -158,7 +158,7 @@ def _looks_like_conllu(lines):
 
 @dataclass
 class _Unit:
-    """What stands in the text for one word, or for several: `del` for the words `de` and `el`."""
+    """What stands in the text for one word, or for several: `du` for the words `de` and `le`."""
 
     form: str
     blank_after: str

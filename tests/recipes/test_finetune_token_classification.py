@@ -357,8 +357,8 @@ def test_a_tagger_of_running_text_says_so_and_its_card_s_lines_give_its_own_pred
     printed = run(tmp_path / "run", **files, max_length=16, num_train_epochs=5)
     metrics = metrics_of(tmp_path / "run")
     assert metrics["test_words_in_running_text"] == metrics["test_words"] == 93
-    assert 1 <= metrics["test_words_with_copied_token"] < 4  # `el` at least
-    assert "test: 93 words read in running text" in printed
+    assert 1 <= metrics["test_words_with_shared_token"] < 4  # `el` at least
+    assert "test: 93 words in running text" in printed
     first, of_file = code_of(tmp_path / "run")
     sentences = tags_of(tmp_path / "run" / "predictions.tsv")
     namespace = {}
