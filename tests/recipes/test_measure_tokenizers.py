@@ -68,7 +68,8 @@ def test_words_of_running_text_have_its_tokens_in_a_tagger(run_recipe, tmp_path)
     table = [line.split(" | ") for line in done.stdout.splitlines() if "ja.conllu" in line]
     assert [row[1] for row in table] == ["wordpiece", "bpe", "unigram"]
     for row in table:
-        assert row[2] == "60" and float(row[4]) > 0.9 > float(row[3])
+        # In BPE the blank before a text can be a token of its own, which covers no word.
+        assert row[2] == "60" and float(row[4]) >= (0.667 if row[1] == "bpe" else 1) > float(row[3])
 
 
 def test_neither_a_folder_nor_a_tagged_file_is_refused(run_recipe):
