@@ -5,6 +5,7 @@ accelerate launch recipes/finetune_token_classification.py --config recipes/espe
 """
 
 import math
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from electra_hf.publish.cards import CardArguments, fill_tagger_card
 from electra_hf.publish.figures import draw_confusion
 from electra_hf.publish.hub import push_results, take_push_settings
 from electra_hf.recipe import run_recipe, save_recipe
-from electra_hf.tasks.alignment import IGNORED, gather_words, labels_and_losses, make_windows
+from electra_hf.tasks.alignment import IGNORED, WORD_COUNTS, gather_words, labels_and_losses, make_windows
 from electra_hf.tasks.finetuning import (
     EncoderArguments,
     FinetuningArguments,
@@ -54,12 +55,16 @@ def main(encoder_args, data_args, card_args, training_args):
     scheme = recognise_scheme(train, data_args.tag_scheme)
     recognise_scheme(test, scheme or "none")  # the test has to be in the same one
 
-    # Windows: the first sub-token of a word carries its label, and every word is scored once
+    # Windows: the first token of a word carries its label, and every word is scored once
     config = load_config(encoder_args.model_name_or_path, labels)
     tokenizer = load_encoder_tokenizer(encoder_args)
     max_length = longest_window(data_args.max_length, tokenizer, config)
-    train_windows = make_windows(train, tokenizer, config.label2id, max_length)
-    test_windows = make_windows(test, tokenizer, config.label2id, max_length)
+    # Whoever loads the tagger reads windows of the same length, and running text if it did here
+    tokenizer.model_max_length = max_length
+    config.running_text = any(sentence.spans for sentence in train)
+    train_counts, test_counts = Counter(), Counter()
+    train_windows = make_windows(train, tokenizer, config.label2id, max_length, train_counts)
+    test_windows = make_windows(test, tokenizer, config.label2id, max_length, test_counts)
 
     # Fine-tuning and test, once per seed; the model that stays is the first one's, chosen before any score is known
     runs = []
@@ -103,6 +108,8 @@ def main(encoder_args, data_args, card_args, training_args):
         "test_sentences": len(test),
         "test_words": sum(map(len, words)),
         "test_words_with_unknown_label": unknown_labels.total(),
+        **{f"train_{name}": train_counts[name] for name in WORD_COUNTS},
+        **{f"test_{name}": test_counts[name] for name in WORD_COUNTS},
     }
     if training_args.should_save:
         save_recipe(output_dir / "recipe.yaml", encoder_args, data_args, card_args, training_args, push)

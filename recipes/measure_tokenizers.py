@@ -2,19 +2,22 @@
 
 python recipes/measure_tokenizers.py --folder texts [--tokenizer_types unigram] [--vocab_size 8000] [--train_lines 700]
 
-The first lines of a file train the tokenizer, the others measure it. LANGUAGES.md holds what it printed for us.
+The first lines of a file train the tokenizer, the others measure it. With --tagged_files FILE instead of a folder: how
+many words have the same tokens for a tagger as in pretraining. LANGUAGES.md holds what it printed for us.
 """
 
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from electra_hf.errors import InputError
 from electra_hf.recipe import run_recipe
+from electra_hf.tasks.alignment import encode_words
 from electra_hf.text.characters import clean_characters
 from electra_hf.text.readers import read_sentences
 from electra_hf.text.sources import find_sources
+from electra_hf.text.tagged_text import read_tagged_sentences
 from electra_hf.text.tokenization import load_tokenizer, measure_tokenizer, train_tokenizer
 
 COLUMNS = {
@@ -32,7 +35,13 @@ COLUMNS = {
 class MeasureArguments:
     """Which texts, and which tokenizers."""
 
-    folder: str = field(metadata={"help": "Text files, one per language, a sentence a line."})
+    folder: str | None = field(default=None, metadata={"help": "Text files, one per language, a sentence a line."})
+    tagged_files: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Instead: CoNLL-U files. Each trains tokenizers on its running text and is measured itself."
+        },
+    )
     tokenizer_types: list[str] = field(
         default_factory=lambda: ["wordpiece", "bpe", "unigram"], metadata={"help": "What to train and measure."}
     )
@@ -47,6 +56,10 @@ ARGUMENTS = (MeasureArguments,)
 
 
 def main(args):
+    if bool(args.folder) == bool(args.tagged_files):
+        raise InputError("Give either folder (texts of languages) or tagged_files (CoNLL-U).")
+    if args.tagged_files:
+        return print_words(args)
     languages = read_languages(args.folder, args.train_lines)
     for tokenizer_type in args.tokenizer_types:
         rows = {}
@@ -57,6 +70,41 @@ def main(args):
                 tokenizer = train_tokenizer(train, args.vocab_size, tokenizer_type)
             rows[language] = measure(tokenizer, test, set("".join(train)))
         print(format_table(tokenizer_type, rows), flush=True)
+
+
+def print_words(args):
+    """A table of the share of words with the same tokens in running text and in a tagger, word by word and not."""
+    print("| file | type | words | same tokens, word by word | same tokens, running text | begin inside a token |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name in args.tagged_files:
+        sentences = [sentence for sentence in read_tagged_sentences(name) if sentence.spans]
+        single = [replace(sentence, spans=None) for sentence in sentences]
+        if not sentences:
+            raise InputError(f"{name}: does not say how its words stand together (# text, SpaceAfter=No).")
+        for tokenizer_type in args.tokenizer_types:
+            texts = [sentence.text for sentence in sentences]
+            tokenizer = train_tokenizer(texts, args.vocab_size, tokenizer_type)
+            counts, running = Counter(), tokens_of_words(sentences, tokenizer)
+            by_word = encode_words(single, tokenizer)
+            in_text = encode_words(sentences, tokenizer, counts)
+            shares = [same_share(running, [ids for words in read for ids in words]) for read in (by_word, in_text)]
+            inside = counts["words_with_shared_token"] / len(running)
+            numbers = " | ".join(f"{share:.3f}" for share in (*shares, inside))
+            print(f"| {Path(name).name} | {tokenizer_type} | {len(running):,} | {numbers} |", flush=True)
+
+
+def tokens_of_words(sentences, tokenizer):
+    """The ids of the tokens that cover some of each word, where the running text is encoded as in pretraining."""
+    words = []
+    for sentence in sentences:
+        encoding = tokenizer(sentence.text, add_special_tokens=False, return_offsets_mapping=True)
+        tokens = list(zip(encoding["input_ids"], encoding["offset_mapping"], strict=True))
+        words += [[i for i, (a, b) in tokens if a < end and start < b] for start, end in sentence.spans]
+    return words
+
+
+def same_share(before, after):
+    return sum(a == b for a, b in zip(before, after, strict=True)) / len(before)
 
 
 def read_languages(folder, train_lines):

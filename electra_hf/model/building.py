@@ -4,7 +4,7 @@ import math
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import ElectraConfig, PreTrainedTokenizerBase
 
 from electra_hf.errors import InputError
 from electra_hf.model.configuration import ElectraPretrainingConfig
@@ -23,7 +23,10 @@ def build_pair(model_args, tokenizer: PreTrainedTokenizerBase, max_length: int) 
     if model_args.discriminator_name_or_path:
         pair = ElectraForPretraining.from_published(**model_args.published_networks(), **settings)
     else:
-        networks = {"generator": model_args.generator, "discriminator": model_args.discriminator}
+        # Positions for rows longer than the usual 512; the generator takes the discriminator's.
+        positions = {"max_position_embeddings": max(ElectraConfig().max_position_embeddings, max_length)}
+        discriminator = positions | (model_args.discriminator or {})
+        networks = {"generator": model_args.generator, "discriminator": discriminator}
         pair = ElectraForPretraining(
             ElectraPretrainingConfig.from_size(model_args.model_size, len(tokenizer), **networks, **settings)
         )

@@ -1,7 +1,7 @@
 """Words and tokens: labels on first sub-tokens, long sentences in windows, one prediction per word."""
 
 from bisect import bisect_left, bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import accumulate, chain
 
@@ -9,28 +9,56 @@ from torch import Tensor
 from torch.nn import functional
 
 IGNORED = -100  # the label that carries no loss (PyTorch's default)
+# What is counted of the words: those read in a running text, and of them those that begin inside a token of the word
+# before; and those that the tokenizer leaves nothing of.
+WORD_COUNTS = ("words_in_running_text", "words_with_shared_token", "words_without_token")
 
 
-def encode_words(sentences: list, tokenizer) -> Iterator[list[list[int]]]:
-    """Yield, per sentence, the token ids of each word: at least one, [UNK] where the tokenizer finds nothing in it.
+def encode_words(sentences: list, tokenizer, counts: Counter | None = None) -> Iterator[list[list[int]]]:
+    """Yield, per sentence, the token ids of each word, one at least.
 
-    `sentences` are `tagging.TaggedSentence`s, here and below.
+    `sentences` are `TaggedSentence`s, here and below. Where one has its running text, its ids are those of the text,
+    as pretraining read them: a word's are those of all tokens that cover some of it. A token that covers several
+    words (`した` for `し` and `た`, French `du` for `de` and `le`) therefore stands once in each, so that every word
+    has a place for its label and its prediction. A word that the tokenizer leaves nothing of is [UNK]. `counts` gains
+    what `WORD_COUNTS` names.
     """
-    encodings = tokenizer(
-        [sentence.words for sentence in sentences],
-        is_split_into_words=True,
-        add_special_tokens=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        split_special_tokens=True,  # a word "[SEP]" in a text about BERT is a word
-        verbose=False,  # no warning about long sentences: they are cut into windows
-    )
-    for index, sentence in enumerate(sentences):
-        pieces = [[] for _ in sentence.words]
-        for token_id, word in zip(encodings["input_ids"][index], encodings.word_ids(index), strict=True):
-            pieces[word].append(token_id)
+    counts = Counter() if counts is None else counts
+    settings = {
+        "add_special_tokens": False,
+        "return_attention_mask": False,
+        "return_token_type_ids": False,
+        "split_special_tokens": True,  # a word "[SEP]" in a text about BERT is a word
+        "verbose": False,  # no warning about long sentences: they are cut into windows
+    }
+    for sentence in sentences:
+        if sentence.spans is None:
+            encoding = tokenizer(sentence.words, is_split_into_words=True, **settings)
+            pieces = [[] for _ in sentence.words]
+            for token_id, word in zip(encoding["input_ids"], encoding.word_ids(), strict=True):
+                pieces[word].append(token_id)
+        else:
+            encoding = tokenizer(sentence.text, return_offsets_mapping=True, **settings)
+            pieces = _share_out(encoding["input_ids"], encoding["offset_mapping"], sentence.spans, counts)
+            counts["words_in_running_text"] += len(sentence.words)
+        counts["words_without_token"] += sum(not ids for ids in pieces)
         # A soft hyphen or a zero-width space alone is cleaned away; its word still needs a prediction.
         yield [ids or [tokenizer.unk_token_id] for ids in pieces]
+
+
+def _share_out(token_ids, offsets, spans, counts):
+    """The ids of each word of a running text; `offsets` and `spans` are the characters of tokens and words."""
+    starts, ends = ([place[side] for place in offsets] for side in (0, 1))
+    pieces, read = [], 0  # of the tokens, those that stand in a word already
+    for start, end in spans:
+        after = max(read, bisect_left(starts, end))
+        first = min(read, bisect_right(ends, start, hi=read))  # before `read`: what the word shares with others
+        counts["words_with_shared_token"] += first < read
+        # A blank that is a token goes to the word behind it.
+        pieces.append(token_ids[first:after])
+        read = after
+    pieces[-1] += token_ids[read:]
+    return pieces
 
 
 def cut_windows(lengths: list[int], size: int) -> list[tuple[int, int, list[int]]]:
@@ -57,15 +85,20 @@ def cut_windows(lengths: list[int], size: int) -> list[tuple[int, int, list[int]
     return [(*spans[window], words) for window, words in sorted(scored.items())]
 
 
-def make_windows(sentences: list, tokenizer, label2id: dict[str, int], max_length: int) -> list[dict]:
+def make_windows(
+    sentences: list, tokenizer, label2id: dict[str, int], max_length: int, counts: Counter | None = None
+) -> list[dict]:
     """Turn sentences into the model's input: `input_ids` and `labels` of at most `max_length` tokens each.
 
     The first token of a word that the window scores carries the word's label, every other token -100 (rule 19). The
-    keys `sentence`, `words` and `positions` say which word is scored at which token; see `gather_words`.
+    keys `sentence`, `words` and `positions` say which word is scored at which token; see `gather_words`. `counts`
+    gains what `encode_words` counts.
     """
     size = max_length - 2  # [CLS] and [SEP]
     windows = []
-    for index, (sentence, pieces) in enumerate(zip(sentences, encode_words(sentences, tokenizer), strict=True)):
+    for index, (sentence, pieces) in enumerate(
+        zip(sentences, encode_words(sentences, tokenizer, counts), strict=True)
+    ):
         pieces = [ids[:size] for ids in pieces]
         for first, end, words in cut_windows([len(ids) for ids in pieces], size):
             input_ids = [tokenizer.cls_token_id, *chain(*pieces[first:end]), tokenizer.sep_token_id]

@@ -3,6 +3,7 @@
 import logging
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from itertools import compress, repeat
 from typing import Literal
 
 import datasets
@@ -12,6 +13,7 @@ import xxhash
 from electra_hf.errors import InputError
 from electra_hf.text.columns import load_hub_dataset, require_column
 from electra_hf.text.names import refuse_blank_settings
+from electra_hf.text.running_text import locate_with_ranges
 from electra_hf.text.tagged_text import TaggedSentence, read_labels, read_tagged_sentences
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,16 @@ class TaggingArguments:
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
     text_column: str = field(default="tokens", metadata={"help": "Its column with lists of words."})
     label_column: str = field(default="upos", metadata={"help": "Its column with lists of tags."})
+    running_text: bool = field(
+        default=True,
+        metadata={
+            "help": "Read sentences as running text where the data says how their words stand together "
+            "(CoNLL-U: # text, SpaceAfter=No; a dataset: its running_text_column); false: word by word."
+        },
+    )
+    running_text_column: str | None = field(
+        default=None, metadata={"help": "Its column with the sentence as text (default: `text`, where it has that)."}
+    )
     test_share: float = field(
         default=0.1, metadata={"help": "Share of sentences held out when there is no test part, by content hash."}
     )
@@ -54,7 +66,10 @@ class TaggingArguments:
 
 
 def load_tagged_sentences(arguments: TaggingArguments) -> tuple[list[TaggedSentence], list[TaggedSentence]]:
-    """The training and the test sentences. Raises `InputError`."""
+    """The training and the test sentences. Raises `InputError`.
+
+    They have their running text where the training part has some: the test is read as the training part was.
+    """
     if (arguments.train_file is None) == (arguments.dataset_name is None):
         raise InputError("Give the tagged text as either train_file (a path or URL) or dataset_name (a Hub dataset).")
     if arguments.dataset_name:
@@ -62,6 +77,9 @@ def load_tagged_sentences(arguments: TaggingArguments) -> tuple[list[TaggedSente
     else:
         train = read_tagged_sentences(arguments.train_file)
         test = read_tagged_sentences(arguments.test_file) if arguments.test_file else None
+    if not arguments.running_text or not any(sentence.spans for sentence in train):
+        for sentence in [*train, *(test or [])]:
+            sentence.text = sentence.spans = None
     return split_by_content(train, arguments.test_share) if test is None else (train, test)
 
 
@@ -89,43 +107,75 @@ def _load_dataset(arguments):
     if "train" not in parts:
         raise InputError(f"dataset_name {name}: expected a split 'train', found {', '.join(parts)}.")
     train, test = (
-        _read_dataset(parts[split], f"{name}[{split}]", arguments.text_column, arguments.label_column)
-        if split in parts
-        else None
+        _read_dataset(parts[split], f"{name}[{split}]", arguments) if split in parts else None
         for split in ("train", "test")
     )
     return train, test
 
 
-def _read_dataset(dataset, source, text_column, label_column):
+def _read_dataset(dataset, source, arguments):
     """The labelled words of each row; a word without a label is left out, as if it did not stand there."""
+    text_column, label_column = arguments.text_column, arguments.label_column
     _require_lists("text_column", text_column, dataset, source)
     name_of = _label_names(_require_lists("label_column", label_column, dataset, source))
-    sentences, unlabelled = [], 0
-    for row, (words, labels) in enumerate(_rows(dataset, source, text_column, label_column), start=1):
-        place = f"{source}, row {row}"
-        if len(words) != len(labels):
-            raise InputError(f"{place}: {len(words)} words but {len(labels)} tags.")
-        tags = [name_of(label, place) for label in labels]
-        pairs = [(_check_word(word, place), tag) for word, tag in zip(words, tags, strict=True) if tag not in NO_LABEL]
-        unlabelled += len(words) - len(pairs)
-        if pairs:
-            words, tags = map(list, zip(*pairs, strict=True))
-            sentences.append(TaggedSentence(words, tags, source, [row] * len(words)))
+    texts = _running_texts(dataset, source, arguments)
+    sentences, unlabelled, misfits = [], 0, []
+    rows = zip(_rows(dataset, source, text_column, label_column), texts, strict=True)
+    for row, ((words, labels), text) in enumerate(rows, start=1):
+        sentence = _read_row(words, labels, text, name_of, source, row)
+        unlabelled += len(words) - len(sentence.words)
+        if sentence.words:
+            sentences.append(sentence)
+            misfits += [row] if text and not sentence.spans else []
     if not sentences:
         raise InputError(f"{source} holds no tagged word.")
     if unlabelled:
         logger.warning("%s: %s words have no label (none, _, a negative number); left out.", source, unlabelled)
+    if misfits:
+        logger.warning(
+            "%s: the text of %s rows, row %s first, does not hold their words in their order. There, each word is "
+            "taken by itself.",
+            *(source, len(misfits), misfits[0]),
+        )
     return sentences
 
 
+def _read_row(words, labels, text, name_of, source, row):
+    place = f"{source}, row {row}"
+    if len(words) != len(labels):
+        raise InputError(f"{place}: {len(words)} words but {len(labels)} tags.")
+    tags = [name_of(label, place) for label in labels]
+    words, are_labelled = [_check_word(word, place) for word in words], [tag not in NO_LABEL for tag in tags]
+    # What has no label can still stand in the text: a multiword range, whose words follow.
+    spans = locate_with_ranges(words, are_labelled, text) if text else None
+    words, tags = (list(compress(items, are_labelled)) for items in (words, tags))
+    return TaggedSentence(words, tags, source, [row] * len(words), text if spans else None, spans or None)
+
+
 def _rows(dataset, source, *columns):
-    """Yield the lists of both columns, row by row; a missing list is an empty one."""
+    """Yield what the columns hold, row by row; a missing list or text is an empty one."""
     try:
         for batch in dataset.select_columns(list(columns)).with_format(None).iter(1_000):
             yield from zip(*([row or [] for row in batch[column]] for column in columns), strict=True)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"dataset_name: {source} is damaged ({error}). Make or fetch it again.") from None
+
+
+def _running_texts(dataset, source, arguments):
+    """The running text of each row, None where there is none."""
+    column = arguments.running_text_column
+    if column is not None:
+        require_column("running_text_column", column, dataset.column_names, f"running_text_column: {source}")
+    elif "text" in dataset.column_names:
+        column = "text"
+    kind = dataset.features[column] if column else None
+    if not arguments.running_text or kind is None or column == arguments.text_column:
+        return repeat(None, len(dataset))
+    if getattr(kind, "dtype", None) not in ("string", "large_string"):
+        if arguments.running_text_column is None:  # a column that happens to be called text
+            return repeat(None, len(dataset))
+        raise InputError(f"running_text_column: the column '{column}' of {source} holds {kind}. Expected text.")
+    return (text for (text,) in _rows(dataset, source, column))
 
 
 def _require_lists(key, column, dataset, source):

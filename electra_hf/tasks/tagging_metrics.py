@@ -12,6 +12,7 @@ from seqeval.metrics import f1_score, precision_score, recall_score
 from seqeval.metrics.v1 import precision_recall_fscore_support
 from sklearn import metrics
 
+from electra_hf.tasks.alignment import WORD_COUNTS
 from electra_hf.tasks.finetuning import show_score
 from electra_hf.tasks.spans import SCHEMES, find_misfits
 
@@ -113,7 +114,7 @@ def format_scores(metrics: dict[str, float], unknown_labels: Counter) -> str:
         ("F1, the article's way", "article_seqeval_f1"),
         ("accuracy of each word's most frequent tag", "baseline_most_frequent_tag_accuracy"),
     ]
-    lines = [f"{metrics['test_words']} words in {metrics['test_sentences']} test sentences"]
+    lines = [f"{metrics['test_words']} words in {metrics['test_sentences']} test sentences", *_describe_words(metrics)]
     for title, key in rows:
         if key in metrics:
             lines.append(show_score(title, metrics, key, width=42))
@@ -121,6 +122,16 @@ def format_scores(metrics: dict[str, float], unknown_labels: Counter) -> str:
         named = ", ".join(f"{label} ({count})" for label, count in unknown_labels.items())
         lines.append(f"words whose label the model does not have, counted as wrong: {named}")
     return "\n".join(lines)
+
+
+def _describe_words(metrics):
+    """How the words of training and test part were read, where that is not each by itself."""
+    for part in ("train", "test"):
+        running, shared, lost = (metrics.get(f"{part}_{name}", 0) for name in WORD_COUNTS)
+        if running:
+            yield f"{part}: {running} words in running text, {shared} of them begin inside a token of the word before"
+        if lost:
+            yield f"{part}: {lost} words of which the tokenizer leaves nothing, read as [UNK]"
 
 
 def write_predictions(

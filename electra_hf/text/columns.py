@@ -9,6 +9,7 @@ from electra_hf.errors import InputError, disk_fault
 from electra_hf.text.names import printable
 
 BATCH = 10_000  # texts
+LARGEST_BATCH = 1 << 26  # bytes, where documents are long
 
 
 def load_hub_dataset(path: str, **settings: str | None) -> Dataset | DatasetDict:
@@ -31,9 +32,11 @@ def require_column(key: str, column: str, columns: Iterable[str], place: str) ->
 
 
 def text_batches(dataset: Dataset, name: str, text_column: str) -> Iterator[pa.LargeBinaryArray]:
-    """The texts of a dataset in its order, as UTF-8, `BATCH` in an array. Raises `InputError`."""
+    """The texts of a dataset in its order, as UTF-8, `BATCH` in an array, or fewer long ones. Raises `InputError`."""
     require_column("text_column", text_column, dataset.column_names, name)
-    tables = dataset.select_columns(text_column).with_format("arrow").iter(BATCH)
+    dataset = dataset.select_columns(text_column)
+    texts = max(1, LARGEST_BATCH * len(dataset) // max(1, dataset.data.nbytes))
+    tables = dataset.with_format("arrow").iter(min(BATCH, texts))
     return texts_of_tables(tables, name, text_column)
 
 

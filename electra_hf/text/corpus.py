@@ -41,7 +41,7 @@ CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufffd]")
 # What decides how a corpus is prepared: an older version's is not used again.
 PREPARATION = [
     digest(Path(__file__).with_name(f"{name}.py"))
-    for name in ("corpus", "readers", "characters", "exclusion", "tagged_text")
+    for name in ("corpus", "readers", "characters", "exclusion", "tagged_text", "running_text")
 ]
 
 
@@ -60,11 +60,18 @@ class CorpusArguments:
     dataset_split: str = field(default="train", metadata={"help": "Its split."})
     dataset_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
     text_column: str = field(default="text", metadata={"help": "Column or key that holds the text."})
+    text_unit: Literal["line", "document"] = field(
+        default="line",
+        metadata={
+            "help": "What one text is: a line; or a document, which is a record of a table or the lines between blank "
+            "ones of a text file. A text is kept, dropped and held out as one, and has no [SEP] inside."
+        },
+    )
     encoding_errors: Literal["strict", "replace", "skip"] = field(
         default="strict", metadata={"help": "What to do with a line that is not UTF-8: stop, replace the bytes, skip."}
     )
     test_share: float = field(
-        default=0.01, metadata={"help": "Share of the sentences held out, chosen by a hash of the sentence."}
+        default=0.01, metadata={"help": "Share of the texts held out, chosen by a hash of the text."}
     )
     exclude_files: list[str] = field(
         default_factory=list,
@@ -78,6 +85,8 @@ class CorpusArguments:
         refuse_blank_settings(self)
         if not 0 <= self.test_share < 1:
             raise InputError(f"test_share: expected a share from 0 to below 1, got {self.test_share}.")
+        if self.text_unit not in ("line", "document"):
+            raise InputError(f"text_unit: expected line or document, got {self.text_unit!r}.")
         if self.encoding_errors not in ("strict", "replace", "skip"):
             raise InputError(f"encoding_errors: expected strict, replace or skip, got {self.encoding_errors!r}.")
         if not self.corpus_files and not self.dataset_name:
@@ -86,21 +95,22 @@ class CorpusArguments:
 
 @dataclass
 class Part:
-    """One file, archive or dataset of the corpus: its lines are read when `lines(counts)` is called."""
+    """One file, archive or dataset of the corpus: its texts are read when `texts(counts)` is called."""
 
     name: str  # stands in the report and nowhere else
     content: str  # the same for the same content, whatever it is called and wherever it lies
-    lines: Callable[[Counter], Iterator[str]]
+    texts: Callable[..., Iterator[str]]
 
 
 def load_corpus(arguments: CorpusArguments) -> tuple[DatasetDict, dict]:
     """Prepare the corpus, or find it prepared; return {"train", "test"} with one column "text", and the report.
 
-    The report holds, for every source and in all, the counts of `COUNTS`; sentences and characters of each split; how
-    many of the tagged sentences of `exclude_files` were found; and `fingerprint`, the identity of all texts, which the
-    two datasets have as well, each its own. These depend on nothing but the content of what is read and the settings:
-    a file may be copied, touched, moved or fetched again. Every input is therefore read at every start (two gigabytes
-    a second), and what was prepared is compared with its manifest (`prepared_folder`).
+    The report holds, for every source and in all, the counts of `COUNTS`; `text_unit`; the number of texts (as
+    "sentences", whatever the unit) and of characters in each split; how many of the tagged sentences of
+    `exclude_files` were found; and `fingerprint`, the identity of all texts, which the two datasets have as well, each
+    its own. These depend on nothing but the content of what is read and the settings: a file may be copied, touched,
+    moved or fetched again. Every input is therefore read at every start (two gigabytes a second), and what was
+    prepared is compared with its manifest (`prepared_folder`).
     Raises `InputError` for whatever is wrong with the input; nothing half-prepared stays on disk.
     """
     cache = cache_folder(arguments.data_cache_dir)
@@ -117,7 +127,8 @@ def load_corpus(arguments: CorpusArguments) -> tuple[DatasetDict, dict]:
         parts.append(_dataset_part(arguments))
 
     def prepare(folder):
-        prepare_corpus(parts, TaggedSentences.of_files(tagged), arguments.test_share, folder)
+        tagged_sentences = TaggedSentences.of_files(tagged)
+        prepare_corpus(parts, tagged_sentences, arguments.test_share, folder, arguments.text_unit)
 
     folder = prepared_folder(cache, f"corpus-{_identity(parts, tagged, arguments)}", prepare)
     report = read_json(folder / "corpus.json")
@@ -129,9 +140,10 @@ def load_corpus(arguments: CorpusArguments) -> tuple[DatasetDict, dict]:
 
 
 def _file_part(source, arguments):
-    lines = partial(read_sentences, source, arguments.text_column, arguments.encoding_errors)
     # The ending says how to read the content.
-    return Part(source.name, f"{_digest(source)} {inner_suffix(source.name)} {is_sentences(source.name)}", lines)
+    content = f"{_digest(source)} {inner_suffix(source.name)} {is_sentences(source.name)}"
+    settings = {name: getattr(arguments, name) for name in ("text_column", "encoding_errors", "text_unit")}
+    return Part(source.name, content, partial(read_sentences, source, **settings))
 
 
 def _digest(source):
@@ -145,7 +157,8 @@ def _dataset_part(arguments):
     name, column = arguments.dataset_name, arguments.text_column
     split, revision = arguments.dataset_split, arguments.dataset_revision
     dataset = load_hub_dataset(name, name=arguments.dataset_config_name, split=split, revision=revision)
-    return Part(name, fingerprint_texts(dataset, name, column), partial(read_dataset, dataset, name, column))
+    texts = partial(read_dataset, dataset, name, column, text_unit=arguments.text_unit)
+    return Part(name, fingerprint_texts(dataset, name, column), texts)
 
 
 def _identity(parts, tagged, arguments):
@@ -153,21 +166,23 @@ def _identity(parts, tagged, arguments):
         [part.content for part in parts],
         [f"{_digest(source)} {inner_suffix(source.name)}" for source in tagged],
     )
-    settings = arguments.text_column, arguments.encoding_errors, arguments.test_share
+    settings = arguments.text_column, arguments.encoding_errors, arguments.test_share, arguments.text_unit
     return fingerprint_of(contents, settings, PREPARATION)
 
 
-def prepare_corpus(parts: list[Part], tagged: TaggedSentences, test_share: float, folder: Path) -> None:
+def prepare_corpus(
+    parts: list[Part], tagged: TaggedSentences, test_share: float, folder: Path, text_unit: str = "line"
+) -> None:
     """Write `train.arrow`, `test.arrow` and `corpus.json` to `folder`. Raises `InputError` where nothing is left."""
     seen, sources = SeenHashes(), []
     with ExitStack() as stack:
         splits = {split: stack.enter_context(SplitWriter(folder / f"{split}.arrow")) for split in ("train", "test")}
         # One bar for all: ten thousand small files would print ten thousand.
-        progress = stack.enter_context(tqdm(desc=f"preparing {len(parts)} sources", unit=" sentences"))
+        progress = stack.enter_context(tqdm(desc=f"preparing {len(parts)} sources", unit=f" {_units(text_unit)}"))
         for part in parts:
             counts = Counter()
             sources.append((part.name, counts))
-            for texts in _batches(part.lines(counts)):
+            for texts in _batches(part.texts(counts=counts)):
                 progress.update(len(texts))
                 batch = clean_batch({"text": texts}, tagged, seen, counts)
                 for split, sentences in split_batch(batch, test_share).items():
@@ -179,6 +194,7 @@ def prepare_corpus(parts: list[Part], tagged: TaggedSentences, test_share: float
         "total": _all_counts(sum((counts for _, counts in sources), Counter())),
         "splits": {split: writer.size for split, writer in splits.items()},
         "test_share": test_share,
+        "text_unit": text_unit,
         "excluded_sentences": tagged.number,
         "excluded_sentences_found": tagged.number_found,
         "fingerprint": fingerprint_of(fingerprints),
@@ -223,6 +239,11 @@ def _warn_of_empty(names):
         logger.warning("%s%s %s empty and left out.", ", ".join(names[:3]), others, are)
 
 
+def _units(text_unit):
+    """What texts are called: the lines of most corpora are sentences."""
+    return "sentences" if text_unit == "line" else "documents"
+
+
 def _all_counts(counts):
     return {name: counts[name] for name in COUNTS}
 
@@ -231,10 +252,12 @@ def _check_not_empty(report):
     total, splits = report["total"], report["splits"]
     if not splits["train"]["sentences"]:
         dropped = ", ".join(f"{total[name]} {name}" for name in COUNTS[1:5])
-        raise InputError(f"corpus_files: the corpus is empty. Of {total['read']} lines read: {dropped}. Add text.")
+        units = "lines" if report["text_unit"] == "line" else "documents"
+        raise InputError(f"corpus_files: the corpus is empty. Of {total['read']} {units} read: {dropped}. Add text.")
     if report["test_share"] and not splits["test"]["sentences"]:
         raise InputError(
-            f"test_share: {report['test_share']} of {total['kept']} sentences held out none. Raise it, or add text."
+            f"test_share: {report['test_share']} of {total['kept']} {_units(report['text_unit'])} held out none. "
+            "Raise it, or add text."
         )
 
 
@@ -345,7 +368,7 @@ def format_report(report: dict) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells]
     lines += [
-        f"{split}: {size['sentences']:,} sentences, {size['characters']:,} characters"
+        f"{split}: {size['sentences']:,} {_units(report['text_unit'])}, {size['characters']:,} characters"
         for split, size in report["splits"].items()
     ]
     if report["excluded_sentences"]:

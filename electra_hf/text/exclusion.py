@@ -89,15 +89,15 @@ class TaggedSentences:
         found = {key} & self._number_of.keys()
         if END in spelling.rstrip(f"{END} "):
             found |= {_join(sentence) for sentence in spelling.split(END)} & self._number_of.keys()
-        start = 0
+        start, borders = 0, None
         for word in words:
             if key[start : start + START] in self._by_start:
-                found |= self._longer_ones_at(start, key, words)
+                borders = borders or set(accumulate(map(len, words)))  # once: a document has many words
+                found |= self._longer_ones_at(start, key, borders)
             start += len(word)
         self._found |= found
         return found
 
-    def _longer_ones_at(self, start, key, words):
-        borders = set(accumulate(map(len, words)))
+    def _longer_ones_at(self, start, key, borders):
         candidates = self._by_start[key[start : start + START]]
         return {one for one in candidates if key.startswith(one, start) and start + len(one) in borders}

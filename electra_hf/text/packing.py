@@ -19,6 +19,7 @@ from electra_hf.text.fingerprint import fingerprint_of, fingerprint_texts
 from electra_hf.text.prepared import cache_folder, prepared_folder, read_arrow
 
 ROWS = "rows.arrow"
+ENCODED = 1 << 21  # characters at a time
 
 
 def pack_dataset(
@@ -121,8 +122,10 @@ def pack_texts(
 
 
 def _encode(texts: list[str], tokenizer: Tokenizer) -> Iterator[Encoding]:
-    for start in range(0, len(texts), 1_000):  # an encoding is large: a whole batch of documents would not fit
-        yield from tokenizer.encode_batch_fast(texts[start : start + 1_000], add_special_tokens=False)
+    # An encoding is large: a whole batch of documents would not fit.
+    number = max(1, min(1_000, ENCODED * len(texts) // max(1, sum(map(len, texts)))))
+    for start in range(0, len(texts), number):
+        yield from tokenizer.encode_batch_fast(texts[start : start + number], add_special_tokens=False)
 
 
 def _row_starts(stream, size, sep_token_id):

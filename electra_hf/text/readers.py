@@ -26,28 +26,78 @@ from electra_hf.text.sources import Source, find_sources, open_texts
 
 # A line longer than this is cut, at a blank where there is one: ten thousand words are no sentence.
 LONGEST_LINE = 1 << 16  # bytes
-LONGEST_RECORD = 1 << 26  # bytes: a line of JSON or CSV, which cannot be cut
+LONGEST_RECORD = 1 << 26  # bytes: a line of JSON or CSV, which cannot be cut, or a document of a text file
 CHUNK = 1 << 18  # bytes
 LINES_TO_JUDGE = 1_000  # of a file, to see whether its lines are numbered
 
 
-def read_sentences(source: Source, text_column: str, encoding_errors: str, counts: Counter) -> Iterator[str]:
-    """Yield every line of a file or archive as text, decoded but not yet normalised.
+def read_sentences(
+    source: Source, text_column: str, encoding_errors: str, counts: Counter, text_unit: str = "line"
+) -> Iterator[str]:
+    """Yield every text of a file or archive, decoded but not yet normalised.
 
-    `encoding_errors`: strict | replace | skip. `counts` gains "read", "undecodable", "cut" and "numbered". Raises
-    `InputError`.
+    `text_unit` says what a text is. "line": each line, also of a record. "document": each record; of a text file, the
+    lines between two blank ones, or a line alone where lines are numbered: those of a Leipzig archive stand in no
+    order. `encoding_errors`: strict | replace | skip, for each line or record. `counts` gains "read", "undecodable",
+    "cut" and "numbered". Raises `InputError`.
     """
     for name, stream in open_texts(source):
-        read = _record_reader(name, stream)
-        records = read(name, stream, text_column) if read else read_lines(stream, counts)
-        texts = decode(_split(records, counts), name, encoding_errors, counts)
-        yield from texts if read else _drop_numbers(texts, is_sentences(name), counts)
+        if read := _record_reader(name, stream):
+            records = _texts_of_records(read(name, stream, text_column), text_unit, counts)
+            yield from decode(records, name, encoding_errors, counts)
+        elif text_unit == "line":
+            lines = decode(_split(read_lines(stream, counts), counts), name, encoding_errors, counts)
+            yield from _drop_numbers(lines, is_sentences(name), counts)
+        else:
+            yield from _read_documents(name, stream, encoding_errors, counts)
 
 
-def read_dataset(dataset: Dataset, name: str, text_column: str, counts: Counter) -> Iterator[str]:
-    """Yield every line of a `datasets.Dataset` as `read_sentences` does for a file. Raises `InputError`."""
+def read_dataset(
+    dataset: Dataset, name: str, text_column: str, counts: Counter, text_unit: str = "line"
+) -> Iterator[str]:
+    """Yield every text of a `datasets.Dataset` as `read_sentences` does for a file. Raises `InputError`."""
     records = _number(text_batches(dataset, name, text_column))
-    return decode(_split(records, counts), name, "strict", counts)
+    return decode(_texts_of_records(records, text_unit, counts), name, "strict", counts)
+
+
+def _texts_of_records(records, text_unit, counts):
+    return _split(records, counts) if text_unit == "line" else records
+
+
+def _read_documents(name, stream, encoding_errors, counts):
+    of_lines = Counter()
+    lines = decode(read_lines(stream, of_lines), name, encoding_errors, of_lines)
+    start = list(islice(lines, LINES_TO_JUDGE))
+    lines = chain(start, lines)
+    if is_sentences(name) or are_numbered(start):
+        texts = _without_numbers(lines, counts)
+    else:
+        texts = _join_documents(lines, name)
+    for text in texts:
+        counts["read"] += 1
+        yield text
+    counts["undecodable"] += of_lines["undecodable"]
+
+
+def _join_documents(lines, name):
+    """The lines between blank ones as one text. A very long line comes in pieces, which have no line end between."""
+    document, size, number, first = [], 0, 1, 1
+    for line in lines:
+        number += line.endswith(("\n", "\r"))
+        if not line.isspace():
+            document.append(line)
+            size += len(line)
+            if size > LONGEST_RECORD:
+                raise InputError(
+                    f"{name}: the document that begins at line {first} has more than {LONGEST_RECORD >> 20} million "
+                    "characters. Put blank lines between documents, or set text_unit: line."
+                )
+            continue
+        if document:
+            yield "".join(document)
+        document, size, first = [], 0, number
+    if document:
+        yield "".join(document)
 
 
 def _record_reader(name, stream):

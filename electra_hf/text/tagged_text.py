@@ -1,27 +1,36 @@
 """Tagged text in files: `word TAG` lines, CoNLL columns and CoNLL-U; and files of labels."""
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
 from electra_hf.errors import InputError
-from electra_hf.text.names import inner_name
+from electra_hf.text.names import inner_name, printable
 from electra_hf.text.readers import read_files, read_source_files
+from electra_hf.text.running_text import Span, divide, locate
 from electra_hf.text.sources import Source
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
 class TaggedSentence:
-    """Words and their tags; `lines` says where in `source` each word stands (rows for a Hub dataset)."""
+    """Words and their tags; `lines` says where in `source` each word stands (rows for a Hub dataset).
+
+    `text` is the sentence as running text and `spans` are the characters of each word in it, where the source says how
+    the words stand together; else both are None.
+    """
 
     words: list[str]
     tags: list[str]
     source: str
     lines: list[int]
-    text: str | None = None  # as running text, where the file says how the words stand together (CoNLL-U)
+    text: str | None = None
+    spans: list[Span] | None = None
 
 
 @dataclass
@@ -56,7 +65,7 @@ def read_source(source: Source, need_tags: bool = True) -> Iterator[TaggedSenten
 def _parse(source, lines, need_tags):
     is_conllu = inner_name(source).endswith(".conllu") or _looks_like_conllu(lines)
     blocks = list(_blocks(source, lines))
-    sentences = (_read_conllu(block, need_tags) for block in blocks) if is_conllu else _read_columns(blocks, need_tags)
+    sentences = _read_conllu_file(source, blocks, need_tags) if is_conllu else _read_columns(blocks, need_tags)
     return [sentence for sentence in sentences if sentence.words]
 
 
@@ -147,8 +156,46 @@ def _looks_like_conllu(lines):
     return len(first) == 10 and re.fullmatch(r"\d+([-.]\d+)?", first[0])
 
 
+@dataclass
+class _Unit:
+    """What stands in the text for one word, or for several: `du` for the words `de` and `le`."""
+
+    form: str
+    blank_after: str
+    words: list[str] = field(default_factory=list)
+
+
+def _read_conllu_file(source, blocks, need_tags):
+    read = [(block, *_read_conllu(block, need_tags)) for block in blocks]
+    # A file that joins no two words anywhere says nothing about blanks, unless it has the text itself.
+    joins = any(not unit.blank_after or len(unit.words) != 1 for _, _, units in read for unit in units)
+    misfits = []
+    for block, sentence, units in read:
+        text = next((line.partition("=")[2].strip() for _, line in block.lines if re.match(r"# *text *=", line)), None)
+        spans = text and locate([unit.form for unit in units], text)
+        if text and not spans:
+            misfits.append(block.lines[0][0])
+        if not spans and joins:
+            text = "".join(unit.form + unit.blank_after for unit in units).strip()
+            spans = locate([unit.form for unit in units], text)
+        if spans:
+            sentence.text = text
+            sentence.spans = [
+                one for span, unit in zip(spans, units, strict=True) for one in divide(span, text, unit.words)
+            ]
+        yield sentence
+    if misfits:
+        instead = "how SpaceAfter joins the words" if joins else "each word by itself"
+        logger.warning(
+            "%s: the `# text` of %s sentences, the one at line %s first, does not hold their words in their order. "
+            "There, %s is taken.",
+            *(printable(source), len(misfits), misfits[0], instead),
+        )
+
+
 def _read_conllu(block, need_tags):
-    sentence = TaggedSentence([], [], block.source, [], "")
+    """The sentence, without its text, and the units of that text."""
+    sentence, units = TaggedSentence([], [], block.source, []), []
     covered = 0  # the last word of the range before
     for number, line in block.lines:
         if line.startswith("#"):
@@ -157,16 +204,16 @@ def _read_conllu(block, need_tags):
         first, _, last = identifier.partition("-")
         # "3-4 du" stands for the words 3 and 4, "de le"; "8.1" is an empty node, which no text shows.
         if last or (first.isdecimal() and int(first) > covered):
-            sentence.text += form + blank_after
+            units.append(_Unit(form, blank_after))
             covered = int(last or 0) or covered
         if identifier.isdecimal():
             if need_tags and tag in ("_", ""):
                 _refuse(block.source, number, f"the word {form!r} has no tag in column 4 (UPOS).")
+            units[-1].words.append(form)
             sentence.words.append(form)
             sentence.tags.append(tag)
             sentence.lines.append(number)
-    sentence.text = sentence.text.strip()
-    return sentence
+    return sentence, units
 
 
 def _read_conllu_row(source, number, line):

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -289,3 +290,97 @@ def test_every_recipe_file_is_accepted(recipe, path):
     model_args, *_, training_args = parse_arguments(*recipe.ARGUMENTS, argv=["--config", str(path)])
     assert isinstance(training_args, TrainingArguments)
     assert model_args.model_name_or_path
+
+
+# The lines of code in the card
+
+
+CONLLU_WORDS = {"La": "DET", "kato": "NOUN", "dormas": "VERB", ".": "PUNCT", "granda": "ADJ", "hundo": "NOUN"}
+
+
+def conllu(text, *units):
+    """A sentence in CoNLL-U; a unit is a word, or a range with its words (`del=de+el`)."""
+    lines, number = [f"# text = {text}"], 1
+    for unit in units:
+        form, _, inside = unit.partition("=")
+        words = inside.split("+") if inside else [form]
+        if inside:
+            lines.append(f"{number}-{number + len(words) - 1}\t{form}" + "\t_" * 8)
+        for word in words:
+            lines.append(f"{number}\t{word}\t_\t{CONLLU_WORDS.get(word, 'X')}" + "\t_" * 6)
+            number += 1
+    return "\n".join(lines) + "\n\n"
+
+
+def tags_of(predictions):
+    """The words of each sentence and the tags that the recipe predicted."""
+    blocks = predictions.read_text().split("\n\n")
+    rows = [[line.split("\t") for line in block.split("\n") if line] for block in blocks]
+    return [([row[0] for row in sentence], [row[2] for row in sentence]) for sentence in rows if sentence]
+
+
+def code_of(folder):
+    """The blocks of code of a tagger's card, with its folder where a reader sees the repository."""
+    text = (folder / "README.md").read_text()
+    return [code.replace("USER/MODEL", str(folder)) for code in re.findall("```python\n(.*?)```", text, re.DOTALL)]
+
+
+def test_the_card_s_lines_print_the_recipe_s_own_predictions_of_long_texts_too(run, tmp_path, capsys):
+    words = [f"{word} {tag}" for word, tag in CONLLU_WORDS.items()]
+    test = "\n".join(words * 30) + "\n\n" + "\n".join([*words, "\u00ad PUNCT", "nova ADJ"]) + "\n"
+    (tmp_path / "test.txt").write_text(test)
+    (tmp_path / "train.txt").write_text("\n".join(words) + "\n\n" + "\n".join(words[::-1]) + "\n")
+    files = {name: tmp_path / f"{name}.txt" for name in ("train", "test")}
+    run(tmp_path / "run", train_file=files["train"], test_file=files["test"], max_length=12, num_train_epochs=8)
+    first, of_file = code_of(tmp_path / "run")
+    sentences = tags_of(tmp_path / "run" / "predictions.tsv")
+    assert len(sentences[0][0]) == 180
+    namespace = {}
+    for words, tags in sentences:
+        exec(first.replace("Put a sentence of your own here .", " ".join(words)), namespace)
+        assert capsys.readouterr().out.splitlines() == [f"{w} {t}" for w, t in zip(words, tags, strict=True)]
+    exec(of_file.replace("test.conllu", str(tmp_path / "test.txt")), namespace)
+    assert namespace["tags"] == [tags for _, tags in sentences]
+
+
+RUNNING = [
+    conllu("La kato dormas.", "La", "kato", "dormas", "."),
+    conllu("Lakato dormas.", "La", "kato", "dormas", "."),  # one token can cover two words
+    conllu("Granda del hundo.", "Granda", "del=de+el", "hundo", "."),
+]
+
+
+def test_a_tagger_of_running_text_says_so_and_its_card_s_lines_give_its_own_predictions(run, tmp_path, capsys):
+    long = conllu("La kato dormas. " * 20, *["La", "kato", "dormas", "."] * 20)
+    (tmp_path / "train.conllu").write_text("".join(RUNNING) * 4)
+    (tmp_path / "test.conllu").write_text("".join(RUNNING) + long)
+    files = {f"{name}_file": tmp_path / f"{name}.conllu" for name in ("train", "test")}
+    printed = run(tmp_path / "run", **files, max_length=16, num_train_epochs=5)
+    metrics = metrics_of(tmp_path / "run")
+    assert metrics["test_words_in_running_text"] == metrics["test_words"] == 93
+    assert 1 <= metrics["test_words_with_shared_token"] < 4  # `el` at least
+    assert "test: 93 words in running text" in printed
+    first, of_file = code_of(tmp_path / "run")
+    sentences = tags_of(tmp_path / "run" / "predictions.tsv")
+    namespace = {}
+    exec(first, namespace)  # as it is printed
+    assert len(capsys.readouterr().out.splitlines()) == 8
+    exec(of_file.replace("test.conllu", str(files["test_file"])), namespace)
+    assert namespace["tags"] == [tags for _, tags in sentences]
+    for (words, tags), text in ((sentences[1], "Lakato dormas."), (sentences[3], "La kato dormas. " * 20)):
+        code = first.replace("Put a text of your own here.", text)
+        exec(re.sub(r"words = .*", f"words = {words}", code), namespace)
+        assert capsys.readouterr().out.splitlines() == [f"{w} {t}" for w, t in zip(words, tags, strict=True)]
+
+
+def test_a_tagger_trained_word_by_word_stays_so_whatever_text_it_gets(run, tmp_path):
+    from electra_hf.tasks.predicting import tag_sentences
+
+    (tmp_path / "all.conllu").write_text("".join(RUNNING) * 4)
+    files = {f"{name}_file": tmp_path / "all.conllu" for name in ("train", "test")}
+    run(tmp_path / "run", **files, running_text="false", num_train_epochs=1)
+    assert metrics_of(tmp_path / "run")["test_words_in_running_text"] == 0
+    model = AutoModelForTokenClassification.from_pretrained(tmp_path / "run")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
+    tags = tag_sentences(read_tagged_sentences(tmp_path / "all.conllu"), model, tokenizer)
+    assert tags == [tags for _, tags in tags_of(tmp_path / "run" / "predictions.tsv")]

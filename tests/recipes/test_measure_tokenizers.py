@@ -57,3 +57,21 @@ def test_a_tokenizer_that_exists_is_measured(folder, capsys):
 def test_a_file_that_is_too_short_is_named(folder):
     with pytest.raises(InputError, match="epo.txt has 5 lines, none beyond the 9 of train_lines"):
         run(folder, "--train_lines", "9")
+
+
+def test_words_of_running_text_have_its_tokens_in_a_tagger(run_recipe, tmp_path):
+    rows = {1: "食べ", 2: "て", 3: "いる"}
+    words = "".join(f"{number}\t{word}\t_\tX" + "\t_" * 6 + "\n" for number, word in rows.items())
+    (tmp_path / "ja.conllu").write_text(f"# text = 食べている\n{words}\n" * 20)
+    done = run_recipe("measure_tokenizers.py", "--tagged_files", tmp_path / "ja.conllu", "--vocab_size", 64)
+    assert done.returncode == 0, done.stderr
+    table = [line.split(" | ") for line in done.stdout.splitlines() if "ja.conllu" in line]
+    assert [row[1] for row in table] == ["wordpiece", "bpe", "unigram"]
+    for row in table:
+        # In BPE the blank before a text can be a token of its own, which covers no word.
+        assert row[2] == "60" and float(row[4]) >= (0.667 if row[1] == "bpe" else 1) > float(row[3])
+
+
+def test_neither_a_folder_nor_a_tagged_file_is_refused(run_recipe):
+    done = run_recipe("measure_tokenizers.py")
+    assert done.returncode == 2 and "Give either folder" in done.stderr

@@ -1,3 +1,5 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from electra_hf.tasks.alignment import cut_windows, encode_words, gather_words, labels_and_losses, make_windows
+from electra_hf.text.running_text import locate
 from electra_hf.text.tagged_text import TaggedSentence
+from electra_hf.text.tokenization import train_tokenizer
 
 PAD, UNK, CLS, SEP, LA, KAT, SUFFIX_O, SUFFIX_J = range(8)
 LABELS = {"DET": 0, "NOUN": 1}
@@ -118,3 +122,84 @@ def test_an_evaluation_keeps_one_label_and_one_loss_per_token():
     assert label_ids.shape == losses.shape == (1, 2)
     assert label_ids[0, 1] == 0
     assert losses.tolist() == [[pytest.approx(0.6931, abs=1e-4), 0.0]]
+
+
+# Running text
+
+
+def running(text, *words):
+    tagged = sentence(*words)
+    tagged.text, tagged.spans = text, locate(words, text)
+    assert tagged.spans
+    return tagged
+
+
+def test_words_of_a_running_text_have_its_tokens(tokenizer):
+    counts = Counter()
+    tagged = running("lakato la", "la", "kato", "la")
+    assert list(encode_words([tagged], tokenizer, counts)) == [[[UNK], [UNK], [LA]]]
+    # Word by word, `la` would be a token of its own: here [UNK] stands for all of `lakato`.
+    assert counts == {"words_in_running_text": 3, "words_with_shared_token": 1, "words_without_token": 0}
+
+
+def test_a_word_has_all_tokens_that_cover_some_of_it(tokenizer):
+    counts = Counter()
+    sentences = [running("katoj la", "kat", "oj", "la"), running("katoj", "k", "atoj")]
+    assert list(encode_words(sentences, tokenizer, counts)) == [
+        [[KAT], [SUFFIX_O, SUFFIX_J], [LA]],
+        [[KAT], [KAT, SUFFIX_O, SUFFIX_J]],
+    ]
+    assert counts["words_with_shared_token"] == 1
+
+
+def test_words_that_share_a_token_have_a_place_each_for_label_and_prediction(tokenizer):
+    tagged = running("la kato", "la", "ka", "t", "o")
+    tagged.tags = ["DET", "NOUN", "DET", "NOUN"]
+    windows = make_windows([tagged], tokenizer, LABELS, max_length=16)
+    assert [window["input_ids"] for window in windows] == [[CLS, LA, KAT, KAT, SUFFIX_O, SEP]]
+    assert windows[0]["labels"] == [-100, 0, 1, 0, 1, -100]
+    assert gather_words(windows, [[9, 1, 2, 3, 4, 9]], [tagged]) == [[1, 2, 3, 4]]
+
+
+def test_words_that_a_contraction_stands_for_have_its_tokens_each(tokenizer):
+    tagged = sentence("la", "kato", "la")
+    tagged.text, tagged.spans = "katoj   la", [(0, 5), (0, 5), (8, 10)]
+    assert list(encode_words([tagged], tokenizer)) == [[[KAT, SUFFIX_O, SUFFIX_J], [KAT, SUFFIX_O, SUFFIX_J], [LA]]]
+
+
+def test_a_word_that_is_cleaned_away_is_unk_in_running_text_too(tokenizer):
+    counts = Counter()
+    assert list(encode_words([running("la \u00ad la", "la", "\u00ad", "la")], tokenizer, counts)) == [
+        [[LA], [UNK], [LA]]
+    ]
+    assert counts["words_without_token"] == 1
+
+
+JAPANESE = "私はりんごを食べました。彼女もりんごを食べています。ＡＢＣとＩstanbulで½"
+
+
+@pytest.fixture(scope="module", params=["wordpiece", "bpe", "unigram"])
+def trained(request):
+    texts = [JAPANESE, "La kato dormas, ĉu ne? İstanbul'da ΣΑΣ", "می‌خواهم की"] * 20
+    return train_tokenizer(texts, 512, request.param, lowercase=True)
+
+
+@given(
+    words=st.lists(
+        st.text(min_size=1, max_size=5) | st.sampled_from(["食べ", "ました", "\u0301", "İ", "ﬃ", "e"]), min_size=1
+    ),
+    data=st.data(),
+)
+def test_tokens_are_those_of_the_running_text_and_every_word_has_one(trained, words, data):
+    words = [word for word in words if word.split()] or ["a"]
+    text = "".join(word + data.draw(st.sampled_from(["", " ", "\u3000"])) for word in words)
+    tagged = running(text, *words)
+    (pieces,) = encode_words([tagged], trained)
+    encoding = trained(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    tokens = list(zip(encoding["input_ids"], encoding["offset_mapping"], strict=True))
+    for ids, (start, end) in zip(pieces, tagged.spans, strict=True):
+        covering = [token_id for token_id, (first, last) in tokens if first < end and start < last]
+        # Before them, and behind those of the last word, a blank that is a token.
+        assert ids and any(ids[at : at + len(covering)] == covering for at in range(len(ids)))
+    rest = iter(token_id for ids in pieces for token_id in ids)
+    assert all(token_id in rest for token_id, _ in tokens)  # all of the text's, in their order

@@ -458,3 +458,47 @@ def test_the_folder_of_the_pair_is_refused_with_the_way_to_its_discriminator(tin
     tiny_model().save_pretrained(tmp_path / "pair")
     with pytest.raises(InputError, match="recipes/export.py"):
         load_config(str(tmp_path / "pair"), ["DET"])
+
+
+# Running text of a dataset
+
+
+@pytest.fixture
+def japanese(tmp_path):
+    """A dataset of two sentences with their text, and ranges as Universal Dependencies on the Hub has them."""
+    rows = {
+        "tokens": [["食べ", "た", "。"], ["du", "de", "le", "pain"], ["la", "kato"]],
+        "upos": [["VERB", "AUX", "PUNCT"], ["_", "ADP", "DET", "NOUN"], ["DET", "NOUN"]],
+        "text": ["食べた。", "du pain", "tute alia"],
+        "original": ["食べ た。", "du  pain", "la kato"],
+        "number": [1, 2, 3],
+    }
+    for split in ("train", "test"):
+        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "ja" / f"{split}.parquet")
+    return str(tmp_path / "ja")
+
+
+def test_a_column_with_the_text_says_how_words_stand_together(japanese, caplog):
+    train, test = load_tagged_sentences(TaggingArguments(dataset_name=japanese))
+    assert [s.text for s in train] == [s.text for s in test] == ["食べた。", "du pain", None]
+    assert [s.spans for s in train] == [[(0, 2), (2, 3), (3, 4)], [(0, 2), (0, 2), (3, 7)], None]
+    assert "[train]: the text of 1 rows, row 3 first, does not hold their words" in caplog.text
+    train, _ = load_tagged_sentences(TaggingArguments(dataset_name=japanese, running_text_column="original"))
+    assert [s.text for s in train] == ["食べ た。", "du  pain", "la kato"]
+
+
+def test_running_text_can_be_left_alone(japanese, write):
+    train, test = load_tagged_sentences(TaggingArguments(dataset_name=japanese, running_text=False))
+    assert {(s.text, s.spans) for s in [*train, *test]} == {(None, None)}
+
+
+def test_a_test_part_is_read_as_the_training_part_was(write):
+    plain = write("La DET\nkato NOUN\n")
+    train, test = load_tagged_sentences(TaggingArguments(plain, write(CONLLU, "tagged.conllu")))
+    assert train[0].spans is None and test[0].spans is None
+
+
+@pytest.mark.parametrize(("column", "message"), [("nenio", "no column 'nenio'"), ("number", "Expected text")])
+def test_a_column_that_holds_no_text_is_refused(japanese, column, message):
+    with pytest.raises(InputError, match=f"running_text_column: .*{message}"):
+        load_tagged_sentences(TaggingArguments(dataset_name=japanese, running_text_column=column))

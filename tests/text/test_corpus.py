@@ -1,7 +1,9 @@
 """The corpus from files to two splits: what is cleaned, counted, dropped, held out, and found again."""
 
 import json
+import time
 import unicodedata
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,13 +16,15 @@ from electra_hf.text import corpus
 from electra_hf.text.corpus import (
     CorpusArguments,
     SeenHashes,
+    clean_batch,
     format_report,
     hash_texts,
     load_corpus,
     normalise_texts,
     split_batch,
 )
-from electra_hf.text.exclusion import sentence_key
+from electra_hf.text.exclusion import TaggedSentences, sentence_key
+from electra_hf.text.tagged_text import TaggedSentence
 
 
 @pytest.fixture
@@ -299,3 +303,67 @@ def test_a_cache_that_cannot_be_is_one_message(tmp_path, folder):
     (tmp_path / "a.txt").write_text("unu")
     with pytest.raises(InputError, match="data_cache_dir"):
         load_corpus(CorpusArguments([str(tmp_path / "a.txt")], data_cache_dir=folder))
+
+
+# Documents
+
+
+def as_documents(documents):
+    return "\n\n".join("\n".join(lines) for lines in documents) + "\n"
+
+
+def test_a_document_is_kept_dropped_and_counted_as_one(load, tmp_path):
+    (tmp_path / "pos.txt").write_text(WORD_TAG, encoding="utf-8")
+    documents = [["unu", "du"], ["tri"], ["unu", " du"], ["Jen.", "Mi legas.", "Fino."], ["du", "unu"]]
+    splits, report = load(
+        {"a.txt": as_documents(documents), "b.jsonl": '{"text": "tri\\n"}\n{"text": "unu"}\n'},
+        text_unit="document",
+        test_share=0,
+        exclude_files=[str(tmp_path / "pos.txt")],
+    )
+    assert splits["train"]["text"][:] == ["unu du", "tri", "du unu", "unu"]
+    assert nonzero(report["total"]) == {"read": 7, "excluded": 1, "duplicate": 2, "kept": 4}
+    assert report["text_unit"] == "document" and report["excluded_sentences_found"] == 1
+    assert "train: 4 documents" in format_report(report)
+
+
+def test_the_same_file_as_lines_and_as_documents_is_two_corpora(load):
+    files = {"a.txt": as_documents([["unu", "du"], ["tri"]])}
+    lines, _ = load(files, test_share=0)
+    documents, _ = load(files, test_share=0, text_unit="document")
+    again, report = load(files, test_share=0)
+    assert lines["train"]["text"][:] == again["train"]["text"][:] == ["unu", "du", "tri"]
+    assert documents["train"]["text"][:] == ["unu du", "tri"]
+    assert report["text_unit"] == "line"
+
+
+@given(
+    documents=st.lists(st.lists(st.sampled_from(["unu", "du tri", "kvar"]), min_size=1, max_size=4), max_size=20),
+    batches=st.integers(1, 5),
+)
+def test_each_document_is_whole_in_one_split_and_none_is_twice(documents, batches):
+    texts, seen, splits = [" ".join(lines) for lines in documents], SeenHashes(), {"train": [], "test": []}
+    for start in range(0, len(texts), batches):
+        batch = clean_batch({"text": texts[start : start + batches]}, TaggedSentences([]), seen, Counter())
+        for split, kept in split_batch(batch, 0.4).items():
+            splits[split] += kept
+    assert sorted(splits["train"] + splits["test"]) == sorted(set(texts))
+
+
+def test_a_unit_that_is_none_is_named():
+    with pytest.raises(InputError, match="text_unit: expected line or document, got 'page'"):
+        CorpusArguments(["a"], text_unit="page")
+
+
+def test_a_corpus_of_empty_documents_says_so(load):
+    with pytest.raises(InputError, match="corpus is empty. Of 2 documents read: 2 empty"):
+        load({"a.jsonl": '{"text": ""}\n{"text": "\\n"}\n'}, text_unit="document")
+
+
+def test_a_long_document_with_many_starts_of_tagged_sentences_is_looked_through_at_once(tmp_path):
+    sentences = [f"la kato numero {number} dormas sur la tablo" for number in range(50)]
+    tagged = TaggedSentences(TaggedSentence(text.split(), ["X"], "a", [1]) for text in sentences)
+    document = "la kato numero mil " * 20_000 + sentences[7]
+    start = time.perf_counter()
+    assert tagged.find(document) == {sentence_key(sentences[7])}
+    assert time.perf_counter() - start < 10  # a look at all borders at each start took minutes

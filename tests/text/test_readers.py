@@ -242,3 +242,74 @@ def test_any_string_type_of_arrow_is_text(kind):
     assert [text or b"" for text in texts.to_pylist()] == (
         [b"unu", b"", b"du"] if len(column) == 3 else [b"unu", b"du"]
     )
+
+
+# Documents
+
+
+def read_documents(tmp_path, content, name="a.txt", **settings):
+    (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    counts = Counter()
+    settings = {"text_column": "text", "encoding_errors": "strict"} | settings
+    texts = read_sentences(Source(name, tmp_path / name), **settings, counts=counts, text_unit="document")
+    return [" ".join(text.split()) for text in texts], counts
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_document_is_what_stands_between_blank_lines(tmp_path, end):
+    content = end.join(["", "unu", "du", "", " \t\u3000", "tri", "", ""])
+    assert read_documents(tmp_path, content) == (["unu du", "tri"], {"read": 2, "undecodable": 0})
+
+
+def test_a_record_is_a_document_in_every_format(tmp_path):
+    rows = ["unu\ndu\n\ntri", "kvar", ""]
+    texts = ["unu du tri", "kvar", ""]
+    content = "".join(json.dumps({"text": row}) + "\n" for row in rows)
+    assert read_documents(tmp_path, content, "a.jsonl") == (texts, {"read": 3})
+    assert read_documents(tmp_path, 'n,text\n1,"unu\ndu\n\ntri"\n2,kvar\n3,\n', "a.csv")[0] == texts
+    pq.write_table(pa.table({"text": rows}), tmp_path / "b.parquet")
+    assert read_documents(tmp_path, (tmp_path / "b.parquet").read_bytes(), "a.parquet")[0] == texts
+    counts = Counter()
+    found = read_dataset(Dataset.from_dict({"text": rows}), "set", "text", counts, "document")
+    assert list(found) == rows and counts == {"read": 3}
+
+
+def test_numbered_sentences_stand_in_no_order_and_stay_texts_of_their_own(tmp_path):
+    content = "1\tUnu.\n2\tDu.\n3\tTri.\n"
+    for name in ("x-sentences.txt", "x.txt"):
+        assert read_documents(tmp_path, content, name) == (
+            ["Unu.", "Du.", "Tri."],
+            {"read": 3, "numbered": 3, "undecodable": 0},
+        )
+
+
+def test_a_document_longer_than_any_line_may_be_is_not_cut(tmp_path):
+    words = "vorto ĉ " * 30_000  # a line of 270 kB: it is read in pieces
+    texts, counts = read_documents(tmp_path, f"unu\n{words}\ndu\n\ntri\n")
+    assert texts == [f"unu {words}du", "tri"] and counts["cut"] == 0
+    assert read_documents(tmp_path, json.dumps({"text": words}), "a.jsonl")[0] == [words.strip()]
+
+
+def test_a_file_without_blank_lines_that_would_not_fit_into_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "LONGEST_RECORD", 100)
+    with pytest.raises(InputError, match=r"a\.txt: the document that begins at line 4 has more.*text_unit: line"):
+        read_documents(tmp_path, "unu\n\n\n" + "vorto\n" * 30)
+
+
+def test_a_line_that_is_not_utf8_is_named_or_skipped_alone(tmp_path):
+    content = b"unu\ncaf\xe9\ndu\n\n\xff\n\ntri\n"
+    with pytest.raises(InputError, match=r"a\.txt, line 2, byte 4: 0xe9 is not UTF-8"):
+        read_documents(tmp_path, content)
+    assert read_documents(tmp_path, content, encoding_errors="skip") == (
+        ["unu du", "tri"],
+        {"read": 2, "undecodable": 2},
+    )
+
+
+@given(st.lists(st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1), min_size=1)))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_documents_of_any_lines_come_back_as_they_were(tmp_path, documents):
+    documents = [[line for line in lines if line.strip()] for lines in documents]
+    documents = [[f"x{line}" for line in lines] for lines in documents if lines]  # no numbers, no byte-order mark
+    content = "\n\n".join("\n".join(lines) for lines in documents)
+    assert read_documents(tmp_path, content)[0] == [" ".join(" ".join(lines).split()) for lines in documents]
