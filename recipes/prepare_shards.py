@@ -1,0 +1,50 @@
+"""Prepare a corpus that outgrows one machine: cleaned, without duplicates and packed, as shards to train from.
+
+python recipes/prepare_shards.py --corpus_files … --output_dir FOLDER --tasks N --workers N [--executor local]
+accelerate launch recipes/pretrain.py --packed_rows FOLDER …
+
+A corpus that fits one machine is prepared by pretrain.py itself, and faster. Needs the extra electra-hf[shards].
+"""
+
+from importlib.util import find_spec
+
+from electra_hf.errors import InputError
+from electra_hf.files import read_json
+from electra_hf.recipe import run_recipe
+from electra_hf.text.corpus import CorpusArguments, format_report
+from electra_hf.text.packed_rows import read_manifest
+from electra_hf.text.shard_job import ShardArguments, begin, plan_job, remove_leftovers
+from electra_hf.training.arguments import TokenizerArguments
+from electra_hf.training.checkpoints import check_writable
+from electra_hf.training.lock import lock_output_dir
+
+ARGUMENTS = (ShardArguments, CorpusArguments, TokenizerArguments)
+
+
+def main(shard_args, corpus_args, tokenizer_args):
+    if not find_spec("datatrove"):
+        raise InputError("datatrove is not installed. Install the extra: pip install 'electra-hf[shards]'")
+    from electra_hf.text.shards import run_here  # it needs the extra
+
+    check_writable(shard_args.output_dir)
+    job = plan_job(
+        *(shard_args, corpus_args, tokenizer_args.training_settings(), tokenizer_args.max_length),
+        tokenizer=tokenizer_args.tokenizer_name_or_path,
+    )
+    if shard_args.is_alone:
+        lock_output_dir(shard_args.output_dir)
+    begin(job)
+    if shard_args.is_alone:
+        remove_leftovers(job)
+    for stage, number, seconds in run_here(job, shard_args):
+        print(f"{stage}: {number} tasks in {seconds:.1f} s", flush=True)
+
+    manifest = read_manifest(job.folder)
+    print(format_report(read_json(f"{job.folder}/corpus.json")))
+    print(
+        f"{manifest['rows']['train']:,} rows of {manifest['max_length']} ids to train on: --packed_rows {job.folder}"
+    )
+
+
+if __name__ == "__main__":
+    run_recipe(main, *ARGUMENTS)
