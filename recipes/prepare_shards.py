@@ -41,9 +41,7 @@ def main(shard_args, corpus_args, tokenizer_args):
 
     manifest = read_manifest(job.folder)
     print(format_report(read_json(f"{job.folder}/corpus.json")))
-    print(
-        f"{manifest['rows']['train']:,} rows of {manifest['max_length']} ids to train on: --packed_rows {job.folder}"
-    )
+    print(f"{manifest['rows']['train']:,} rows to train on: pretrain.py --packed_rows {job.folder}")
 
 
 if __name__ == "__main__":

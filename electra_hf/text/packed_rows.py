@@ -6,7 +6,7 @@ train/00000.arrow …  test/…  tokenizer/  corpus.json  manifest.json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from electra_hf.errors import InputError
 from electra_hf.files import digest, digest_folder, flush, new_folder, read_json, write_json
+from electra_hf.text.corpus import CorpusArguments
+from electra_hf.text.names import refuse_blank_settings
 from electra_hf.text.packing import PackedRows
 from electra_hf.text.prepared import read_arrow
 from electra_hf.text.run_tokenizer import digest_tokenizer
@@ -66,8 +68,7 @@ def seal(job: Job) -> None:
         "versions": {name: version(name) for name in VERSIONS},
         "made_from": job.identity,
         "tasks": job.tasks,
-        "max_length": job.settings["max_length"],
-        "vocab_size": len(tokenizer),
+        "settings": {"vocab_size": len(tokenizer)} | job.settings,
         "tokenizer": digest_tokenizer(tokenizer),
         "rows": {split: sum(_rows_of(shards, split)) for split in SPLITS},
         "shards": dict(sorted(shards.items())),
@@ -97,12 +98,57 @@ def is_sealed(folder: str | Path) -> bool:
     return (Path(folder) / MANIFEST).is_file()
 
 
+@dataclass
+class RowsArguments(CorpusArguments):
+    """What there is to learn from: raw text, or rows that were packed before."""
+
+    packed_rows: str | None = field(
+        default=None, metadata={"help": "A folder of prepare_shards.py, instead of corpus_files and their settings."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.packed_rows is None:
+            return super().__post_init__()
+        refuse_blank_settings(self)
+        for name in ("corpus_files", "dataset_name", "exclude_files"):
+            if getattr(self, name):
+                raise InputError(
+                    f"{name}: cannot be set beside packed_rows, which is the whole corpus. Leave one out."
+                )
+
+
+def adopt_settings(manifest: dict, *groups: object) -> None:
+    """Give the settings that the rows were made with to the groups that have them.
+
+    Raises `InputError` where another value was chosen: the rows would not have it.
+    """
+    for name, value in manifest["settings"].items():
+        for group in groups:
+            if name == "tokenizer_name_or_path" or not hasattr(group, name):
+                continue
+            if name in getattr(group, "chosen_settings", ()) and getattr(group, name) != value:
+                raise InputError(
+                    f"{name}: {getattr(group, name)!r} is not what the packed rows were made with, {value!r}. "
+                    "Leave it out, or make other ones with prepare_shards.py."
+                )
+            setattr(group, name, value)
+
+
+def check_tokenizer(manifest: dict, name_or_path: str | None) -> None:
+    """Refuse an existing tokenizer, where one is named, that is not the one of the rows. Raises `InputError`."""
+    if name_or_path and digest_tokenizer(load_tokenizer(name_or_path)) != manifest["tokenizer"]:
+        raise InputError(
+            f"packed_rows: these rows were packed with another tokenizer than that of {name_or_path}. Make rows with "
+            f"prepare_shards.py --tokenizer_name_or_path {name_or_path}."
+        )
+
+
 def read_manifest(folder: str | Path) -> dict:
     """The manifest of a finished folder. Raises `InputError` where there is none, or it is damaged."""
     folder = Path(folder)
     if is_sealed(folder):
         manifest = read_json(folder / MANIFEST)
-        if not isinstance(manifest.get("shards"), dict) or not isinstance(manifest.get("made_from"), dict):
+        if not all(isinstance(manifest.get(name), dict) for name in ("shards", "files", "settings", "made_from")):
             raise InputError(f"packed_rows: {folder / MANIFEST} names no shards. Make the folder again.")
         return manifest
     if (folder / WORK / "job.json").is_file():
@@ -129,7 +175,7 @@ def open_packed_rows(folder: str | Path, verify: bool = True) -> PackedFolder:
         )
     train, test = (_map(folder, [name for name in manifest["shards"] if name.startswith(f"{s}/")]) for s in SPLITS)
     for split, rows in zip(SPLITS, (train, test), strict=True):
-        if rows.max_length != manifest["max_length"] or len(rows) != manifest["rows"][split]:
+        if rows.max_length != manifest["settings"]["max_length"] or len(rows) != manifest["rows"][split]:
             raise InputError(f"packed_rows: {folder / split} does not hold the rows that {MANIFEST} says.")
     return PackedFolder(manifest, read_json(folder / "corpus.json"), tokenizer, train, test)
 
