@@ -4,9 +4,15 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
+from accelerate import PartialState
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import sharded
+from torch.utils.data import DataLoader
 
+from electra_hf.text.packing import collate_rows
 from electra_hf.training.order import ComputedOrder
 
 
@@ -46,3 +52,35 @@ def test_the_order_of_a_billion_rows_takes_a_few_megabytes():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(set(some)) == 10_000 and max(some) > 9 * 10**8 and peak < 20e6
+
+
+def test_processes_share_the_rows_of_an_epoch_and_skip_to_where_they_stopped(rows, tmp_path):
+    PartialState(cpu=True)
+    ids = rows(32)
+    shards = sharded(ids, tmp_path, [20, 12])
+
+    def epochs(process, processes, batch_size):
+        loader = DataLoader(
+            *(shards, batch_size), sampler=ComputedOrder(32, 5), collate_fn=collate_rows, drop_last=True
+        )
+        loader = prepare_data_loader(loader, num_processes=processes, process_index=process)
+        return loader, [[batch["input_ids"] for batch in loader] for _ in range(2)]
+
+    _, (first, second) = epochs(0, 1, 8)
+    _, mine = epochs(0, 2, 4)
+    loader, others = epochs(1, 2, 4)
+    for epoch, one, other in zip((first, second), mine, others, strict=True):
+        assert torch.equal(torch.cat(epoch).unique(dim=0), ids.unique(dim=0)) and len(torch.cat(epoch)) == 32
+        assert torch.equal(torch.cat(epoch), torch.cat([torch.cat(pair) for pair in zip(one, other, strict=True)]))
+    assert not torch.equal(torch.cat(first), torch.cat(second))
+    loader.iteration = 1
+    loader.set_epoch(1)
+    rest = [batch["input_ids"] for batch in skip_first_batches(loader, 3)]
+    assert torch.equal(torch.cat(rest), torch.cat(others[1][3:]))
+
+
+def test_the_trainer_takes_it_for_shards_and_leaves_other_rows_as_they_were(make_trainer, rows, tmp_path):
+    trainer = make_trainer(train_rows=sharded(rows(64), tmp_path, [64]), data_seed=7)
+    sampler = trainer._get_train_sampler()
+    assert isinstance(sampler, ComputedOrder) and (sampler.size, sampler.seed) == (64, 7)
+    assert not isinstance(make_trainer()._get_train_sampler(), ComputedOrder)
