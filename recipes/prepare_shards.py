@@ -24,19 +24,26 @@ ARGUMENTS = (ShardArguments, CorpusArguments, TokenizerArguments)
 def main(shard_args, corpus_args, tokenizer_args):
     if not find_spec("datatrove"):
         raise InputError("datatrove is not installed. Install the extra: pip install 'electra-hf[shards]'")
-    from electra_hf.text.shards import run_here  # it needs the extra
+    from electra_hf.text.shards import run_stages, scripts, submit  # it needs the extra
 
     check_writable(shard_args.output_dir)
     job = plan_job(
         *(shard_args, corpus_args, tokenizer_args.training_settings(), tokenizer_args.max_length),
         tokenizer=tokenizer_args.tokenizer_name_or_path,
     )
+    if shard_args.dry_run:
+        print("\n".join(scripts(job, shard_args)))
+        return
     if shard_args.is_alone:
         lock_output_dir(shard_args.output_dir)
     begin(job)
     if shard_args.is_alone:
         remove_leftovers(job)
-    for stage, number, seconds in run_here(job, shard_args):
+    if shard_args.executor == "slurm":
+        submit(job, shard_args)
+        print(f"submitted: {job.folder} is finished when it has a manifest.json. If a job fails, run this once more.")
+        return
+    for stage, number, seconds in run_stages(job, shard_args):
         print(f"{stage}: {number} tasks in {seconds:.1f} s", flush=True)
 
     manifest = read_manifest(job.folder)

@@ -8,7 +8,7 @@ from train_until_killed import start_nothing
 
 from electra_hf.text.corpus import CorpusArguments
 from electra_hf.text.shard_job import ShardArguments, begin, plan_job, remove_leftovers
-from electra_hf.text.shards import run_here
+from electra_hf.text.shards import run_stages
 
 TASKS = 3
 VOCABULARY = {"vocab_size": 192, "tokenizer_type": "wordpiece", "lowercase": False}
@@ -30,7 +30,7 @@ def work(corpus: Path, folder: Path, prepare: Callable) -> None:
     job = plan_job(shards, arguments, VOCABULARY, max_length=16)
     begin(job)
     remove_leftovers(job)
-    for _ in run_here(job, shards):
+    for _ in run_stages(job, shards):
         pass
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from electra_hf.errors import InputError
-from electra_hf.files import UNFINISHED
+from electra_hf.files import UNFINISHED, write_text
 from electra_hf.text.corpus import CorpusArguments, content_of
-from electra_hf.text.names import TAGGED_SUFFIXES
+from electra_hf.text.names import TAGGED_SUFFIXES, refuse_blank_settings
 from electra_hf.text.packed_rows import is_sealed, read_manifest
 from electra_hf.text.prepared import cache_folder
 from electra_hf.text.run_tokenizer import digest_tokenizer
@@ -37,8 +37,17 @@ class ShardArguments:
         default=None, metadata={"help": "Several machines by hand: how many tasks this one runs (default: all)."}
     )
 
+    dry_run: bool = field(default=False, metadata={"help": "slurm: print what would be submitted, and write nothing."})
+    memory_gb: int = field(default=4, metadata={"help": "slurm, ray: memory of a task, in GB."})
+    slurm_partition: str = field(default="cpu", metadata={"help": "slurm: the partition."})
+    slurm_time: str = field(default="12:00:00", metadata={"help": "slurm: time limit of a task."})
+    environment: str | None = field(
+        default=None, metadata={"help": "slurm: a command before each task, such as `source FOLDER/bin/activate`."}
+    )
+
     def __post_init__(self):
-        for name in ("tasks", "workers"):
+        refuse_blank_settings(self)
+        for name in ("tasks", "workers", "memory_gb"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}.")
         last = self.task_offset + (self.tasks - self.task_offset if self.local_tasks is None else self.local_tasks)
@@ -46,6 +55,14 @@ class ShardArguments:
             raise InputError(
                 f"task_offset, local_tasks: not a part of the {self.tasks} tasks: from {self.task_offset} to {last}."
             )
+        if self.executor != "local" and last - self.task_offset != self.tasks:
+            raise InputError(
+                f"task_offset, local_tasks: are for several machines by hand, and {self.executor} is not."
+            )
+        if self.executor == "jobs":
+            raise InputError("executor: jobs is not built yet. Take local, slurm or ray.")
+        if self.dry_run and self.executor != "slurm":
+            raise InputError(f"dry_run: the executor {self.executor} submits nothing that could be printed.")
         self.own_tasks = range(self.task_offset, last)
 
     @property
@@ -122,7 +139,22 @@ def _check_same(job, before, what):
         )
 
 
+def write_fault(folder: str | Path, name: str, message: str) -> None:
+    """Leave the message of a task that failed."""
+    faults = Path(folder) / WORK / "faults"
+    faults.mkdir(parents=True, exist_ok=True)
+    write_text(faults / f"{name}.txt", message)
+
+
+def read_faults(folder: str | Path) -> str:
+    """What the tasks that failed have left: the first message, and how many others there are. Empty if none."""
+    messages = [path.read_text(encoding="utf-8") for path in sorted((Path(folder) / WORK / "faults").glob("*.txt"))]
+    others = f" ({len(messages) - 1} other tasks failed too)" if len(messages) > 1 else ""
+    return f"{messages[0]}{others}" if messages else ""
+
+
 def remove_leftovers(job: Job) -> None:
-    """Remove what killed tasks have left half-written. Only where no other process works in the folder."""
+    """Remove what killed and failed tasks have left. Only where no other process works in the folder."""
+    shutil.rmtree(Path(job.folder) / WORK / "faults", ignore_errors=True)
     for path in (Path(job.folder) / WORK).glob(f"*/*{UNFINISHED}"):
         shutil.rmtree(path, ignore_errors=True)

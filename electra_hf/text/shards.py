@@ -6,22 +6,24 @@ In comes a job (`shard_job`); out goes a folder of packed rows (`packed_rows`). 
 
 import multiprocessing
 import os
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import wait
 from pathlib import Path
+from subprocess import CalledProcessError
 
 import loguru
 from datasets.utils import disable_progress_bars
-from datatrove.executor import LocalPipelineExecutor
+from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 
 from electra_hf.errors import InputError
 from electra_hf.text.packed_rows import is_sealed, seal
-from electra_hf.text.shard_job import ShardArguments
-from electra_hf.text.stages import STAGES, WORK, Job, run_task
+from electra_hf.text.shard_job import ShardArguments, read_faults, write_fault
+from electra_hf.text.stages import STAGES, WORK, Job, output_of, run_task
 
 SEAL = "seal"
 LOOK_AGAIN = 2  # seconds, for what other machines make
@@ -38,15 +40,37 @@ class RunTask(PipelineStep):
         self.folder, self.stage = folder, stage
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> None:
-        """Run task `rank`; nothing is passed on but what lies in the folder. Raises `InputError`."""
-        if self.stage == SEAL:
-            if not is_sealed(self.folder):
+        """Run task `rank`; nothing is passed on but what lies in the folder.
+
+        Raises `InputError`, and leaves its message where whoever asked can read it from another machine.
+        """
+        try:
+            if self.stage != SEAL:
+                run_task(self.folder, self.stage, rank)
+            elif not is_sealed(self.folder):
                 seal(Job.load(self.folder))
-        else:
-            run_task(self.folder, self.stage, rank)
+        except InputError as error:
+            write_fault(self.folder, f"{self.stage}-{rank:05d}", str(error))
+            raise
 
 
-class ThisMachine(LocalPipelineExecutor):
+class FolderDecides:
+    """An executor's tasks are done when what they write is there; datatrove's own markers are empty files."""
+
+    def is_rank_completed(self, rank: int) -> bool:
+        """Whether a task is done."""
+        step = self.pipeline[0]
+        return is_sealed(step.folder) or output_of(step.folder, step.stage, rank).is_dir()
+
+    def get_incomplete_ranks(
+        self, ranks: Iterable[int] | None = None, skip_completed: bool | None = None
+    ) -> list[int]:
+        """The tasks that are not done, of `ranks` or of all."""
+        ranks = range(self.world_size) if ranks is None else ranks
+        return [rank for rank in ranks if not self.is_rank_completed(rank)]
+
+
+class ThisMachine(FolderDecides, LocalPipelineExecutor):
     """datatrove's executor for one machine, with processes that it watches.
 
     Its pool of workers waits for ever for one that the system has killed (it is short of memory), lets the others
@@ -56,11 +80,33 @@ class ThisMachine(LocalPipelineExecutor):
     def run(self) -> None:
         """Run the tasks that are not done, each in a process of its own. Raises what one of them raises."""
         loguru.logger.disable("datatrove")
-        if self.workers == 1:
-            for task in self.ranks:
-                self._run_for_rank(task)
+        tasks = self.get_incomplete_ranks(range(self.local_rank_offset, self.local_rank_offset + self.local_tasks))
+        if min(self.workers, len(tasks)) > 1:
+            run_in_processes(self._run_for_rank, tasks, self.workers)
         else:
-            run_in_processes(self._run_for_rank, self.ranks, self.workers)
+            for task in tasks:
+                self._run_for_rank(task)
+
+
+class Slurm(FolderDecides, SlurmPipelineExecutor):
+    """datatrove's executor for Slurm: one array job for each stage, which waits for the stage before."""
+
+    def launch_merge_stats(self) -> None:
+        """Nothing: corpus.json is the report, and this would be one more job for each stage."""
+
+    def script(self) -> str:
+        """What `run` gives to sbatch; nothing is written. Its logs and its pickle would lie in the work folder."""
+        with tempfile.TemporaryDirectory() as scratch:
+            logs, self.slurm_logs_folder = self.slurm_logs_folder, scratch
+            arguments = self.get_sbatch_args(len(self.get_incomplete_ranks()))
+            self.slurm_logs_folder = logs
+        pickle = self.logging_dir.resolve_paths("executor.pik")
+        text = self.get_launch_file_contents(arguments, f"srun -l -n 1 launch_pickled_pipeline {pickle}")
+        return text.replace(scratch, str(logs))
+
+
+class Ray(FolderDecides, RayPipelineExecutor):
+    """datatrove's executor for Ray. It keeps what a task raises to itself: `run_stages` looks for it."""
 
 
 def run_in_processes(run: Callable[[int], object], tasks: list[int], workers: int) -> None:
@@ -118,31 +164,68 @@ def _check_end(task, process, receiver):
         )
 
 
-def run_here(job: Job, shards: ShardArguments) -> Iterator[tuple[str, int, float]]:
-    """Run what is missing of the stages on this machine; for tasks of other machines it waits.
+def run_stages(job: Job, shards: ShardArguments) -> Iterator[tuple[str, int, float]]:
+    """Run what is missing of the stages, here or on Ray; for tasks of other machines it waits.
 
     Yields the name of each stage, how many tasks were run, and the seconds that they took. Raises `InputError`.
     """
-    for name, stage in STAGES.items():
-        own = range(1) if stage.is_single and 0 in shards.own_tasks else shards.own_tasks
-        tasks = [] if is_sealed(job.folder) else [task for task in stage.missing(job) if task in own]
-        if tasks:
-            began = time.perf_counter()
-            _executor(job, name, tasks, min(shards.workers, len(tasks))).run()
-            yield name, len(tasks), time.perf_counter() - began
-        while not is_sealed(job.folder) and stage.missing(job):
+    for stage in () if is_sealed(job.folder) else STAGES:
+        executor, began = make_executor(job, stage, shards), time.perf_counter()
+        missing = len(executor.get_incomplete_ranks())
+        if missing:
+            executor.run()
+            yield stage, missing, time.perf_counter() - began
+        if shards.executor == "ray" and executor.get_incomplete_ranks():
+            log = f"A task of the stage {stage} has failed. Its log is in {executor.logging_dir.path}."
+            raise InputError(read_faults(job.folder) or log)
+        while executor.get_incomplete_ranks():
             time.sleep(LOOK_AGAIN)
     if 0 in shards.own_tasks:
         RunTask(job.folder, SEAL).run()
 
 
-def _executor(job, stage, tasks, workers) -> PipelineExecutor:
-    executor = ThisMachine(
-        [RunTask(job.folder, stage)],
-        tasks=STAGES[stage].tasks(job),
-        workers=workers,
-        logging_dir=str(Path(job.folder) / WORK / "logs" / stage),
-        skip_completed=False,
-    )
-    executor.ranks = tasks
-    return executor
+def submit(job: Job, shards: ShardArguments) -> None:
+    """Give all stages that are not done to Slurm. The last job seals the folder; nobody has to wait for it here."""
+    executor = None
+    for stage in (*STAGES, SEAL):
+        executor = make_executor(job, stage, shards, depends=executor)
+    try:
+        executor.run()
+    except (OSError, CalledProcessError) as error:
+        raise InputError(
+            f"executor: sbatch did not take the job ({error}). Run this on a login node of Slurm."
+        ) from None
+
+
+def scripts(job: Job, shards: ShardArguments) -> Iterator[str]:
+    """The scripts that `submit` gives to sbatch, each of them when the one before has ended well."""
+    for stage in (*STAGES, SEAL):
+        yield make_executor(job, stage, shards).script()
+
+
+def make_executor(
+    job: Job, stage: str, shards: ShardArguments, depends: PipelineExecutor | None = None
+) -> PipelineExecutor:
+    """The executor that was asked for, with the tasks of one stage."""
+    is_single = stage == SEAL or STAGES[stage].is_single
+    common = {
+        "pipeline": [RunTask(job.folder, stage)],
+        "tasks": 1 if is_single else job.tasks,
+        "workers": shards.workers,
+        "logging_dir": str(Path(job.folder) / WORK / "logs" / stage),
+        "depends": depends,
+    }
+    if shards.executor == "slurm":
+        return Slurm(
+            **common,
+            time=shards.slurm_time,
+            partition=shards.slurm_partition,
+            mem_per_cpu_gb=shards.memory_gb,
+            env_command=shards.environment,
+            qos=None,
+            job_name=f"shards_{stage}",
+        )
+    if shards.executor == "ray":
+        return Ray(**common, mem_per_cpu_gb=shards.memory_gb)
+    own = range(int(0 in shards.own_tasks)) if is_single else shards.own_tasks
+    return ThisMachine(**common, local_rank_offset=own.start, local_tasks=len(own))

@@ -89,7 +89,7 @@ class Job:
 
     def output(self, stage: str, task: int = 0) -> Path:
         """The folder that a task of a stage writes."""
-        return Path(self.folder) / WORK / stage / f"{task:05d}"
+        return output_of(self.folder, stage, task)
 
     def outputs(self, stage: str) -> list[Path]:
         """The folders of all tasks of a stage."""
@@ -98,6 +98,11 @@ class Job:
     def tagged_sentences(self) -> TaggedSentences:
         """The sentences that the corpus must not hold. Raises `InputError`."""
         return TaggedSentences.of_files([_source(one) for one in self.tagged])
+
+
+def output_of(folder: str | Path, stage: str, task: int) -> Path:
+    """The folder that a task of a stage writes, in the folder of its job."""
+    return Path(folder) / WORK / stage / f"{task:05d}"
 
 
 def _source(one):

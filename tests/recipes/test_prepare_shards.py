@@ -209,3 +209,76 @@ def test_two_machines_by_hand_make_the_same_shards(shards):
         time.sleep(0.5)
     assert [process.wait(timeout=300) for process in processes] == [0, 0]
     assert content(shards / "by_hand") == expected
+
+
+FAKE_SLURM = {
+    # Runs the array as Slurm does after the jobs that it depends on, here at once, and says its number last.
+    "sbatch": """script="${@: -1}"
+last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
+for task in $(seq 0 "$last"); do
+  SLURM_ARRAY_TASK_ID=$task SLURM_NODELIST=here RUN_OFFSET=0 bash "$script" >> "$FAKE_LOG" 2>&1 || exit 1
+done
+echo Submitted batch job $RANDOM""",
+    "srun": 'shift 3; exec "$@"',
+    "scontrol": "echo here",
+}
+
+
+@pytest.fixture
+def slurm(folder, monkeypatch):
+    """Stand-ins for the commands of Slurm, which run what they are given at once."""
+    commands = folder / "bin"
+    commands.mkdir()
+    for name, script in FAKE_SLURM.items():
+        (commands / name).write_text(f"#!/bin/bash\n{script}\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("FAKE_LOG", str(folder / "slurm.log"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # a process for each of six stages, which all import everything
+def test_slurm_is_given_a_job_for_each_stage_and_makes_the_same_shards(shards, run_recipe, slurm):
+    flags = prepare_flags(shards, output_dir=shards / "slurm", executor="slurm", tasks=1)
+    result = run_recipe("prepare_shards.py", *flags)
+    assert result.returncode == 0, (result.stderr, (shards / "slurm.log").read_text()[-3000:])
+    assert run_recipe("prepare_shards.py", *prepare_flags(shards, output_dir=shards / "one", tasks=1)).returncode == 0
+    assert content(shards / "slurm") == content(shards / "one")
+    # Once more finds nothing to do: no job is submitted.
+    (shards / "bin" / "sbatch").unlink()
+    assert run_recipe("prepare_shards.py", *flags).returncode == 0
+
+
+def test_a_dry_run_prints_the_scripts_of_slurm_and_writes_nothing(folder, run_recipe):
+    flags = prepare_flags(folder, executor="slurm", workers=2, dry_run="true", slurm_partition="night", memory_gb=3)
+    result = run_recipe("prepare_shards.py", *flags)
+    assert result.returncode == 0, result.stderr
+    for line, number in (
+        *(("#SBATCH --partition=night", 6), ("#SBATCH --mem-per-cpu=3G", 6), ("#SBATCH --array=0-2%2", 4)),
+        *(("#SBATCH --array=0-0%2", 2), ("#SBATCH --job-name=shards_seal", 1)),
+        (f"launch_pickled_pipeline {folder}/shards/work/logs/clean/executor.pik", 1),
+        (f"#SBATCH --output={folder}/shards/work/logs/clean/slurm_logs/%A_%a.out", 1),
+    ):
+        assert result.stdout.count(line) == number, line
+    assert not (folder / "shards").exists()
+
+
+def test_without_slurm_the_message_says_so(folder, run_recipe, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    flags = prepare_flags(folder, executor="slurm")
+    check_refused(run_recipe("prepare_shards.py", *flags), "executor: sbatch did not take the job")
+
+
+@pytest.mark.slow
+def test_ray_makes_the_same_shards_and_tells_what_is_broken(shards, run_recipe, monkeypatch):
+    ray = pytest.importorskip("ray", reason="needs the package ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    flags = prepare_flags(shards, executor="ray", workers=2, memory_gb=1)
+    result = run_recipe("prepare_shards.py", *flags, "--output_dir", shards / "ray")
+    assert result.returncode == 0, result.stderr
+    assert content(shards / "ray") == content(shards / "shards")
+    (shards / "b.jsonl").write_text('{"text": "unu"}\n{"text": \n')
+    flags = [*flags, "--output_dir", shards / "broken", "--corpus_files", shards / "b.jsonl"]
+    check_refused(run_recipe("prepare_shards.py", *flags), "b.jsonl, line 2: not one JSON object per line")
+    ray.shutdown()
