@@ -6,22 +6,51 @@ accelerate launch recipes/pretrain.py --packed_rows FOLDER …
 A corpus that fits one machine is prepared by pretrain.py itself, and faster. Needs the extra electra-hf[shards].
 """
 
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
+
+from huggingface_hub import get_token
 
 from electra_hf.errors import InputError
 from electra_hf.files import read_json
+from electra_hf.publish.cards import CardArguments, fill_rows_card
+from electra_hf.publish.hub import PushSettings, check_repo_id, push_results
 from electra_hf.recipe import run_recipe
 from electra_hf.text.corpus import CorpusArguments, format_report
-from electra_hf.text.packed_rows import read_manifest
+from electra_hf.text.packed_rows import is_sealed, read_manifest
 from electra_hf.text.shard_job import ShardArguments, begin, plan_job, remove_leftovers
 from electra_hf.training.arguments import TokenizerArguments
 from electra_hf.training.checkpoints import check_writable
 from electra_hf.training.lock import lock_output_dir
 
-ARGUMENTS = (ShardArguments, CorpusArguments, TokenizerArguments)
+
+@dataclass
+class RowsPushArguments:
+    """Where on the Hub the finished shards go."""
+
+    hub_dataset_id: str | None = field(
+        default=None, metadata={"help": "Push the finished folder as this dataset, user/name."}
+    )
+    public: bool = field(default=False, metadata={"help": "Let everybody read it. Default: private."})
+
+    def __post_init__(self):
+        if self.hub_dataset_id is not None:
+            check_repo_id(self.hub_dataset_id, "hub_dataset_id")
+            if not get_token():
+                raise InputError(
+                    "hub_dataset_id: there is no Hub token. Set the variable HF_TOKEN or run `hf auth login`."
+                )
+
+    def settings(self) -> PushSettings:
+        """The same, as `push_results` takes it."""
+        return PushSettings(True, self.hub_dataset_id, hub_private_repo=not self.public)
 
 
-def main(shard_args, corpus_args, tokenizer_args):
+ARGUMENTS = (ShardArguments, CorpusArguments, TokenizerArguments, CardArguments, RowsPushArguments)
+
+
+def main(shard_args, corpus_args, tokenizer_args, card_args, push_args):
     if not find_spec("datatrove"):
         raise InputError("datatrove is not installed. Install the extra: pip install 'electra-hf[shards]'")
     from electra_hf.text.shards import run_stages, scripts, submit  # it needs the extra
@@ -37,18 +66,23 @@ def main(shard_args, corpus_args, tokenizer_args):
     if shard_args.is_alone:
         lock_output_dir(shard_args.output_dir)
     begin(job)
-    if shard_args.is_alone:
+    if shard_args.is_alone and shard_args.executor == "local":
         remove_leftovers(job)
-    if shard_args.executor == "slurm":
+    if shard_args.executor == "slurm" and not is_sealed(job.folder):
         submit(job, shard_args)
-        print(f"submitted: {job.folder} is finished when it has a manifest.json. If a job fails, run this once more.")
+        print(
+            f"submitted. {job.folder} is finished when it has a manifest.json; then, or after a fault, run this again"
+        )
         return
     for stage, number, seconds in run_stages(job, shard_args):
         print(f"{stage}: {number} tasks in {seconds:.1f} s", flush=True)
 
     manifest = read_manifest(job.folder)
     print(format_report(read_json(f"{job.folder}/corpus.json")))
+    fill_rows_card(job.folder, push_args.hub_dataset_id, **asdict(card_args))
     print(f"{manifest['rows']['train']:,} rows to train on: pretrain.py --packed_rows {job.folder}")
+    if push_args.hub_dataset_id:
+        push_results({Path(job.folder): push_args.hub_dataset_id}, push_args.settings())
 
 
 if __name__ == "__main__":

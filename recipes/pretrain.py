@@ -22,6 +22,7 @@ from electra_hf.text.packed_rows import (
     RowsArguments,
     adopt_settings,
     check_tokenizer,
+    find_packed_rows,
     open_packed_rows,
     read_manifest,
 )
@@ -40,7 +41,9 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
     push = take_push_settings(training_args)
     check_writable(training_args.output_dir)
     if corpus_args.packed_rows:
-        adopt_settings(read_manifest(corpus_args.packed_rows), corpus_args, tokenizer_args)
+        with training_args.main_process_first(desc="fetching the rows"):
+            rows_folder = find_packed_rows(corpus_args.packed_rows)
+        adopt_settings(read_manifest(rows_folder), corpus_args, tokenizer_args)
     if not corpus_args.test_share:
         raise InputError("test_share: 0 holds out nothing to measure on. Give a small share, such as 0.01.")
     checkpoint = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
@@ -51,7 +54,7 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
     with training_args.main_process_first(desc="preparing the data"):
         if corpus_args.packed_rows:
             is_first = training_args.local_process_index == 0  # one process of a machine compares every byte
-            data = open_rows(corpus_args, tokenizer_args, existing, output_dir, checkpoint, verify=is_first)
+            data = open_rows(rows_folder, tokenizer_args, existing, output_dir, checkpoint, verify=is_first)
         else:
             data = prepare_rows(corpus_args, tokenizer_args, existing, output_dir, checkpoint)
     test_texts, report, tokenizer, train_rows, test_rows = data
@@ -125,16 +128,16 @@ def prepare_rows(corpus_args, tokenizer_args, existing, output_dir, checkpoint):
     return corpus["test"], report, tokenizer, train_rows, test_rows
 
 
-def open_rows(corpus_args, tokenizer_args, existing, output_dir, checkpoint, verify):
+def open_rows(rows_folder, tokenizer_args, existing, output_dir, checkpoint, verify):
     """From a folder of shards: the same, without texts."""
-    packed = open_packed_rows(corpus_args.packed_rows, verify)
+    packed = open_packed_rows(rows_folder, verify)
     check_tokenizer(packed.manifest, existing)
     tokenizer = prepare_tokenizer(
         output_dir / "tokenizer",
         None,
         {},
         tokenizer_args.max_length,
-        existing=str(Path(corpus_args.packed_rows) / "tokenizer"),
+        existing=str(rows_folder / "tokenizer"),
         checkpoint=checkpoint,
     )
     return None, packed.report, tokenizer, packed.train, packed.test

@@ -1,4 +1,4 @@
-"""Push a finished model folder to the Hub, and verify what arrived.
+"""Push a finished folder, a model or packed rows, to the Hub, and verify what arrived.
 
 Only what a reader of the model needs goes up, in one commit; then the checksum of every remote file is compared with
 the local one. The Trainer's own push is never used: it uploads `training_args.bin`, overwrites the card, reads files
@@ -18,6 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import TrainingArguments
 
 from electra_hf.errors import InputError
+from electra_hf.files import read_json
 from electra_hf.publish.cards import address_card, is_generated_card
 
 # A checkpoint holds more than its model: optimizer state, and `training_args.bin`, a pickle that can hold a token.
@@ -27,6 +28,7 @@ PUSHED_FILES = (
     *("vocab.txt", "vocab.json", "merges.txt"),
     *("README.md", "curves.png", "confusion.png", "scatter.png", "metrics.json", "corpus.json", "recipe.yaml"),
 )
+MANIFEST = "manifest.json"  # of packed rows: what it names is pushed, and nothing else
 TEXT_SUFFIXES = (".json", ".yaml", ".md", ".txt")
 SECRETS = {
     "a Hugging Face token": r"\b(hf|api_org)_[A-Za-z0-9]{30,}",
@@ -121,9 +123,9 @@ def push_folder(
 ) -> str:
     """Push a model folder in one commit, verify every file, and return the commit's URL.
 
-    The repository is made if it is missing (private unless asked otherwise), and so is the branch `revision`; `tag`
-    names the commit. A card that someone wrote by hand on the Hub is kept. Raises `InputError` for a folder that must
-    not be pushed, `PushError` for everything that goes wrong on the way.
+    A folder of packed rows becomes a dataset. The repository is made if it is missing (private unless asked
+    otherwise), and so is the branch `revision`; `tag` names the commit. A card that someone wrote by hand on the Hub
+    is kept. Raises `InputError` for a folder that must not be pushed, `PushError` for whatever goes wrong on the way.
     """
     folder = Path(folder)
     check_repo_id(repo_id, "repo_id")
@@ -136,7 +138,7 @@ def push_folder(
         reason = _reason(error)
         again = _command(folder, repo_id, private, revision, tag)
         raise PushError(
-            f"{repo_id}: the push failed: {reason}\nThe model is complete in {folder}. Push it again with:\n  {again}"
+            f"{repo_id}: the push failed: {reason}\nEverything is complete in {folder}. Push it again with:\n  {again}"
         ) from error
 
 
@@ -164,6 +166,8 @@ def select_files(folder: str | Path) -> list[str]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder.")
+    if _is_packed_rows(folder):
+        return _select_rows(folder)
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     files = [name for name in names if any(fnmatch(name, pattern) for pattern in PUSHED_FILES)]
     if "config.json" not in files or not any(name.endswith(".safetensors") for name in files):
@@ -171,6 +175,22 @@ def select_files(folder: str | Path) -> list[str]:
             f"{folder} is not a model folder: config.json and model.safetensors are expected in it. "
             "A run keeps its models in discriminator/ and generator/; export.py makes them from a checkpoint."
         )
+    for name in files:
+        if name.endswith(TEXT_SUFFIXES):
+            _refuse_secrets(folder / name)
+    return files
+
+
+def _is_packed_rows(folder):
+    return (folder / MANIFEST).is_file() and not (folder / "config.json").exists()
+
+
+def _select_rows(folder):
+    manifest = read_json(folder / MANIFEST)
+    files = [MANIFEST, *manifest.get("shards", ()), *manifest.get("files", ())]
+    files += ["README.md"] if (folder / "README.md").is_file() else []
+    if missing := [name for name in files if not (folder / name).is_file()]:
+        raise InputError(f"{folder}: {missing[0]}, which {MANIFEST} names, is missing. Make the folder again.")
     for name in files:
         if name.endswith(TEXT_SUFFIXES):
             _refuse_secrets(folder / name)
@@ -192,46 +212,49 @@ def _push(folder, files, repo_id, private, revision, tag):
     if not get_token():
         raise PushError("there is no Hub token. Set the variable HF_TOKEN or run `hf auth login`.")
     api = HfApi(library_name="electra_hf")
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    _check_visibility(api, repo_id, private)
+    kind = "dataset" if _is_packed_rows(folder) else "model"
+    api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)
+    _check_visibility(api, repo_id, kind, private)
     if revision != "main":
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    if _keeps_remote_card(api, folder, repo_id, revision):
+        api.create_branch(repo_id, repo_type=kind, branch=revision, exist_ok=True)
+    if _keeps_remote_card(api, folder, repo_id, kind, revision):
         print(f"{repo_id}: the card there was written by hand and is kept.")
         files = [name for name in files if name != "README.md"]
 
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in files]
-    commit = api.create_commit(repo_id, operations, commit_message=f"Push {folder.name}", revision=revision)
-    _verify(api, folder, files, repo_id, commit.oid)
+    message = f"Push {folder.name}"
+    commit = api.create_commit(repo_id, operations, repo_type=kind, commit_message=message, revision=revision)
+    _verify(api, folder, files, repo_id, kind, commit.oid)
     if tag:
-        api.create_tag(repo_id, tag=tag, revision=commit.oid, exist_ok=True)
-        if api.model_info(repo_id, revision=tag).sha != commit.oid:
+        api.create_tag(repo_id, repo_type=kind, tag=tag, revision=commit.oid, exist_ok=True)
+        if api.repo_info(repo_id, repo_type=kind, revision=tag).sha != commit.oid:
             raise PushError(f"the files are there, but the tag {tag} names another commit already. Choose a new tag.")
     return commit.commit_url
 
 
-def _check_visibility(api, repo_id, private):
+def _check_visibility(api, repo_id, kind, private):
     # A push into an existing repository leaves its visibility as it is, which must not make a private model public.
-    is_private = api.model_info(repo_id).private
+    is_private = api.repo_info(repo_id, repo_type=kind).private
     if is_private != private:
         there, here = ("private", "public") if is_private else ("public", "private")
         way_out = "leave out --public" if is_private else "add --public"
         raise PushError(f"the repository is {there}, and the push asked for {here}. Change it there, or {way_out}.")
 
 
-def _keeps_remote_card(api, folder, repo_id, revision):
+def _keeps_remote_card(api, folder, repo_id, kind, revision):
     """Whether a hand-written card on the Hub would be overwritten by a generated one."""
     if not is_generated_card(folder / "README.md"):
         return False
     try:
-        return not is_generated_card(Path(api.hf_hub_download(repo_id, "README.md", revision=revision)))
+        there = api.hf_hub_download(repo_id, "README.md", repo_type=kind, revision=revision)
+        return not is_generated_card(Path(there))
     except EntryNotFoundError:
         return False
 
 
-def _verify(api, folder, files, repo_id, commit):
+def _verify(api, folder, files, repo_id, kind, commit):
     """Compare the checksums of commit and folder (SHA-256 for large files, git's for small ones)."""
-    check = api.verify_repo_checksums(repo_id, revision=commit, local_dir=folder)
+    check = api.verify_repo_checksums(repo_id, repo_type=kind, revision=commit, local_dir=folder)
     wrong = {row["path"] for row in check.mismatches} | set(check.extra_paths)
     if wrong := sorted(wrong & set(files)):
         raise PushError(f"{', '.join(wrong)}: what arrived is not what is on disk (changed during the upload?).")

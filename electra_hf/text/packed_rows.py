@@ -4,6 +4,7 @@ train/00000.arrow …  test/…  tokenizer/  corpus.json  manifest.json
 """
 
 import os
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,12 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from datasets import concatenate_datasets
+from huggingface_hub import snapshot_download
 from transformers import PreTrainedTokenizerBase
 
-from electra_hf.errors import InputError
+from electra_hf.errors import InputError, disk_fault
 from electra_hf.files import digest, digest_folder, flush, new_folder, read_json, write_json
 from electra_hf.text.corpus import CorpusArguments
-from electra_hf.text.names import refuse_blank_settings
+from electra_hf.text.names import printable, refuse_blank_settings
 from electra_hf.text.packing import PackedRows
 from electra_hf.text.prepared import read_arrow
 from electra_hf.text.run_tokenizer import digest_tokenizer
@@ -103,7 +105,8 @@ class RowsArguments(CorpusArguments):
     """What there is to learn from: raw text, or rows that were packed before."""
 
     packed_rows: str | None = field(
-        default=None, metadata={"help": "A folder of prepare_shards.py, instead of corpus_files and their settings."}
+        default=None,
+        metadata={"help": "A folder of prepare_shards.py, or user/name on the Hub, instead of corpus_files."},
     )
 
     def __post_init__(self) -> None:
@@ -141,6 +144,25 @@ def check_tokenizer(manifest: dict, name_or_path: str | None) -> None:
             f"packed_rows: these rows were packed with another tokenizer than that of {name_or_path}. Make rows with "
             f"prepare_shards.py --tokenizer_name_or_path {name_or_path}."
         )
+
+
+def find_packed_rows(name: str) -> Path:
+    """The folder of this path, or the dataset `user/name` (or `user/name@revision`) of the Hub, fetched once.
+
+    What is fetched lies in the Hub's cache, and is compared with its manifest like any other. Raises `InputError`.
+    """
+    if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
+        return Path(name)
+    repo_id, _, revision = name.partition("@")
+    try:
+        return Path(snapshot_download(repo_id, repo_type="dataset", revision=revision or None))
+    except Exception as error:  # the HTTP client and the Hub's answers raise a dozen types
+        if disk_fault(error):
+            raise
+        reason = printable(" ".join(str(error).split()))
+        raise InputError(
+            f"packed_rows: there is no folder {name} here, and no such dataset can be fetched from the Hub ({reason})."
+        ) from None
 
 
 def read_manifest(folder: str | Path) -> dict:

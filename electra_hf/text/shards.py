@@ -6,6 +6,7 @@ In comes a job (`shard_job`); out goes a folder of packed rows (`packed_rows`). 
 
 import multiprocessing
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -115,7 +116,8 @@ def run_in_processes(run: Callable[[int], object], tasks: list[int], workers: in
     Raises what that one raised, or `InputError` where the system has ended it.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", __name__])  # imported once, not by every process
+    # Every process runs the imports of our main module: here they are done once, and shared.
+    context.set_forkserver_preload([name for name in sys.modules if name.startswith("electra_hf")])
     waiting, running = list(reversed(tasks)), {}
     try:
         while waiting or running:
