@@ -79,6 +79,8 @@ def main(shard_args, corpus_args, tokenizer_args, card_args, push_args):
 
     manifest = read_manifest(job.folder)
     print(format_report(read_json(f"{job.folder}/corpus.json")))
+    if 0 not in shard_args.own_tasks:  # the machine that has the first task does the rest
+        return
     fill_rows_card(job.folder, push_args.hub_dataset_id, **asdict(card_args))
     print(f"{manifest['rows']['train']:,} rows to train on: pretrain.py --packed_rows {job.folder}")
     if push_args.hub_dataset_id:

@@ -22,7 +22,7 @@ from electra_hf.text.names import printable, refuse_blank_settings
 from electra_hf.text.packing import PackedRows
 from electra_hf.text.prepared import read_arrow
 from electra_hf.text.run_tokenizer import digest_tokenizer
-from electra_hf.text.stages import SPLITS, WORK, Job
+from electra_hf.text.stages import SPLITS, WORK, Job, job_file
 from electra_hf.text.tokenization import load_tokenizer
 
 MANIFEST = "manifest.json"
@@ -173,7 +173,7 @@ def read_manifest(folder: str | Path) -> dict:
         if not all(isinstance(manifest.get(name), dict) for name in ("shards", "files", "settings", "made_from")):
             raise InputError(f"packed_rows: {folder / MANIFEST} names no shards. Make the folder again.")
         return manifest
-    if (folder / WORK / "job.json").is_file():
+    if job_file(folder).is_file():
         raise InputError(
             f"packed_rows: {folder} is not finished. Start its prepare_shards.py again: it goes on where it stopped."
         )

@@ -13,7 +13,7 @@ from electra_hf.text.packed_rows import is_sealed, read_manifest
 from electra_hf.text.prepared import cache_folder
 from electra_hf.text.run_tokenizer import digest_tokenizer
 from electra_hf.text.sources import find_sources
-from electra_hf.text.stages import WORK, Job
+from electra_hf.text.stages import WORK, Job, job_file
 from electra_hf.text.tokenization import load_tokenizer
 
 # What may lie in a folder that a job is begun in.
@@ -114,15 +114,14 @@ def begin(job: Job) -> None:
         _check_same(job, read_manifest(folder)["made_from"], "holds the shards of")
         shutil.rmtree(folder / WORK, ignore_errors=True)  # of a job that was killed right after it was sealed
         return
-    if (folder / WORK / "job.json").is_file():
-        _check_same(job, Job.load(folder).identity, "was begun by")
-        return
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in HARMLESS) if folder.is_dir() else []
-    if foreign:
+    if foreign and not job_file(folder).is_file():
         raise InputError(
             f"output_dir: {folder} holds something else ({', '.join(foreign[:3])}). Choose a new or an empty folder."
         )
-    job.save()
+    if not job_file(folder).is_file():
+        job.save()
+    _check_same(job, Job.load(folder).identity, "was begun by")
 
 
 def _check_same(job, before, what):

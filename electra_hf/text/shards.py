@@ -184,6 +184,8 @@ def run_stages(job: Job, shards: ShardArguments) -> Iterator[tuple[str, int, flo
             time.sleep(LOOK_AGAIN)
     if 0 in shards.own_tasks:
         RunTask(job.folder, SEAL).run()
+    while not is_sealed(job.folder):
+        time.sleep(LOOK_AGAIN)
 
 
 def submit(job: Job, shards: ShardArguments) -> None:

@@ -47,7 +47,7 @@ CODE = [*PREPARATION, *(digest(Path(__file__).with_name(f"{name}.py")) for name 
 
 @dataclass(frozen=True)
 class Job:
-    """What is made from what: all that a task has to know besides its own number. Lies in FOLDER/work/job.json."""
+    """What is made from what: all that a task has to know besides its own number. Lies in FOLDER/work/job/."""
 
     folder: str
     tasks: int
@@ -59,13 +59,12 @@ class Job:
     @classmethod
     def load(cls, folder: str | Path) -> "Job":
         """The job that was begun in the folder. Raises `InputError` where there is none."""
-        return cls(**read_json(Path(folder) / WORK / "job.json"))
+        return cls(**read_json(job_file(folder)))
 
     def save(self) -> None:
-        """Begin the job: from now on its folder takes no other one."""
-        work = Path(self.folder) / WORK
-        work.mkdir(parents=True, exist_ok=True)
-        write_json(work / "job.json", asdict(self))
+        """Begin the job, unless one is begun there: from now on its folder takes no other one."""
+        with folder_once(job_file(self.folder).parent) as unfinished:  # several machines may begin it at once
+            write_json(unfinished / job_file(self.folder).name, asdict(self))
 
     @cached_property
     def identity(self) -> dict:
@@ -98,6 +97,11 @@ class Job:
     def tagged_sentences(self) -> TaggedSentences:
         """The sentences that the corpus must not hold. Raises `InputError`."""
         return TaggedSentences.of_files([_source(one) for one in self.tagged])
+
+
+def job_file(folder: str | Path) -> Path:
+    """Where the job lies that was begun in the folder."""
+    return Path(folder) / WORK / "job" / "job.json"
 
 
 def output_of(folder: str | Path, stage: str, task: int) -> Path:
