@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from electra_hf.errors import InputError
 
 CHUNK = 1 << 20  # bytes
+UNFINISHED = ".unfinished"  # ends the name of a folder that `folder_once` has begun
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -67,6 +69,31 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             os.replace(path, old)  # a folder that is not empty cannot be replaced in one step
         os.replace(unfinished, path)
         shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    flush(path.parent)
+
+
+@contextmanager
+def folder_once(path: str | Path) -> Iterator[Path]:
+    """Make the folder at `path` as a whole, as `new_folder` does, where another process may be making it too.
+
+    A task can be given out twice, or outlive the job that began it. Each writes a folder of its own, and what the
+    first one has put at `path` stays: use it for content that is the same whoever makes it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}{UNFINISHED}")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed and had our number
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        flush_folder(unfinished)
+        try:
+            os.rename(unfinished, path)
+        except OSError:  # the system's word for "it is not empty" differs
+            if not path.is_dir():
+                raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     flush(path.parent)

@@ -17,7 +17,15 @@ from electra_hf.publish.cards import CardArguments, fill_discriminator_card, fil
 from electra_hf.publish.figures import draw_curves
 from electra_hf.publish.hub import push_results, take_push_settings
 from electra_hf.recipe import run_recipe, save_recipe
-from electra_hf.text.corpus import CorpusArguments, format_report, load_corpus
+from electra_hf.text.corpus import format_report, load_corpus
+from electra_hf.text.packed_rows import (
+    RowsArguments,
+    adopt_settings,
+    check_tokenizer,
+    find_packed_rows,
+    open_packed_rows,
+    read_manifest,
+)
 from electra_hf.text.packing import check_rows, pack_dataset
 from electra_hf.text.run_tokenizer import prepare_tokenizer
 from electra_hf.text.tokenization import measure_tokenizer
@@ -26,39 +34,32 @@ from electra_hf.training.checkpoints import check_writable, checkpoint_to_resume
 from electra_hf.training.lock import lock_output_dir
 from electra_hf.training.stopping import CleanStop
 
-ARGUMENTS = (CorpusArguments, TokenizerArguments, ModelArguments, CardArguments, PretrainingArguments)
+ARGUMENTS = (RowsArguments, TokenizerArguments, ModelArguments, CardArguments, PretrainingArguments)
 
 
 def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
     push = take_push_settings(training_args)
     check_writable(training_args.output_dir)
+    if corpus_args.packed_rows:
+        with training_args.main_process_first(desc="fetching the rows"):
+            rows_folder = find_packed_rows(corpus_args.packed_rows)
+        adopt_settings(read_manifest(rows_folder), corpus_args, tokenizer_args)
     if not corpus_args.test_share:
         raise InputError("test_share: 0 holds out nothing to measure on. Give a small share, such as 0.01.")
     check_published(model_args)
-    existing_tokenizer = tokenizer_args.tokenizer_name_or_path or model_args.discriminator_name_or_path
-    tokenizer_args.check_existing(existing_tokenizer)
+    existing = tokenizer_args.tokenizer_name_or_path or model_args.discriminator_name_or_path
+    tokenizer_args.check_existing(existing)
     checkpoint = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
     output_dir = Path(training_args.output_dir)
     if training_args.process_index == 0:
         lock_output_dir(output_dir)
     with training_args.main_process_first(desc="preparing the data"):
-        # Corpus: every source cleaned, merged, deduplicated, split by a hash of the content
-        corpus, report = load_corpus(corpus_args)
-
-        # Tokenizer: trained once on the training part, or a copy of an existing one; it stays with the checkpoints
-        tokenizer = prepare_tokenizer(
-            output_dir / "tokenizer",
-            corpus["train"],
-            tokenizer_args.training_settings(),
-            tokenizer_args.max_length,
-            existing=existing_tokenizer,
-            checkpoint=checkpoint,
-        )
-
-        # Rows: sentences joined with [SEP] and cut to exactly max_length, without padding
-        train_rows = pack_dataset(corpus["train"], tokenizer, tokenizer_args.max_length, corpus_args.data_cache_dir)
-        test_rows = pack_dataset(corpus["test"], tokenizer, tokenizer_args.max_length, corpus_args.data_cache_dir)
-
+        if corpus_args.packed_rows:
+            is_first = training_args.local_process_index == 0  # one process of a machine compares every byte
+            data = open_rows(rows_folder, tokenizer_args, existing, output_dir, checkpoint, verify=is_first)
+        else:
+            data = prepare_rows(corpus_args, tokenizer_args, existing, output_dir, checkpoint)
+    test_texts, report, tokenizer, train_rows, test_rows = data
     check_rows(train_rows, training_args.train_batch_size * training_args.world_size)
 
     # Model: a small generator, and the discriminator that will be kept
@@ -73,7 +74,8 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
     if trainer.is_world_process_zero():
         if checkpoint is None:
             set_results_aside(output_dir)
-        report["tokenizer"] = measure_tokenizer(tokenizer, corpus["test"])
+        if test_texts is not None:
+            report["tokenizer"] = measure_tokenizer(tokenizer, test_texts)
         write_json(output_dir / "corpus.json", report)
         save_recipe(
             output_dir / "recipe.yaml", corpus_args, tokenizer_args, model_args, card_args, training_args, push
@@ -105,6 +107,42 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
         if model.generator is not None:
             fill_generator_card(output_dir, push.generator_repo_id, push.discriminator_repo_id, **asdict(card_args))
         push_results(repositories, push)
+
+
+def prepare_rows(corpus_args, tokenizer_args, existing, output_dir, checkpoint):
+    """From raw text: the texts held out, the report, the tokenizer, rows to train on and rows to measure on."""
+    # Corpus: every source cleaned, merged, deduplicated, split by a hash of the content
+    corpus, report = load_corpus(corpus_args)
+
+    # Tokenizer: trained once on the training part, or a copy of an existing one; it stays with the checkpoints
+    tokenizer = prepare_tokenizer(
+        output_dir / "tokenizer",
+        corpus["train"],
+        tokenizer_args.training_settings(),
+        tokenizer_args.max_length,
+        existing=existing,
+        checkpoint=checkpoint,
+    )
+
+    # Rows: sentences joined with [SEP] and cut to exactly max_length, without padding
+    train_rows = pack_dataset(corpus["train"], tokenizer, tokenizer_args.max_length, corpus_args.data_cache_dir)
+    test_rows = pack_dataset(corpus["test"], tokenizer, tokenizer_args.max_length, corpus_args.data_cache_dir)
+    return corpus["test"], report, tokenizer, train_rows, test_rows
+
+
+def open_rows(rows_folder, tokenizer_args, existing, output_dir, checkpoint, verify):
+    """From a folder of shards: the same, without texts."""
+    packed = open_packed_rows(rows_folder, verify)
+    check_tokenizer(packed.manifest, existing)
+    tokenizer = prepare_tokenizer(
+        output_dir / "tokenizer",
+        None,
+        {},
+        tokenizer_args.max_length,
+        existing=str(rows_folder / "tokenizer"),
+        checkpoint=checkpoint,
+    )
+    return None, packed.report, tokenizer, packed.train, packed.test
 
 
 if __name__ == "__main__":

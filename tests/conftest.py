@@ -138,7 +138,7 @@ def rows():
 
 @pytest.fixture
 def make_trainer(tiny_model, rows, tmp_path):
-    """Makes an `ElectraTrainer` of a tiny pair; keywords are training arguments."""
+    """Makes an `ElectraTrainer` of a tiny pair; keywords are training arguments, `train_rows` a number or rows."""
     from electra_hf import ElectraTrainer
     from electra_hf.training.arguments import PretrainingArguments
 
@@ -150,7 +150,7 @@ def make_trainer(tiny_model, rows, tmp_path):
         return ElectraTrainer(
             model or tiny_model(),
             arguments,
-            train_dataset=packed(rows(train_rows)),
+            train_dataset=packed(rows(train_rows)) if isinstance(train_rows, int) else train_rows,
             eval_dataset=packed(rows(test_rows, seed=9)),
         )
 

@@ -3,6 +3,7 @@
 It is no part of conftest.py, because each folder of tests may have a file of that name.
 """
 
+import pyarrow as pa
 import torch
 
 VOCAB_SIZE = 40
@@ -14,6 +15,22 @@ def packed(ids):
     from electra_hf.text.packing import PackedRows
 
     return PackedRows.from_array(ids.numpy().astype("uint16"))
+
+
+def sharded(ids, folder, sizes):
+    """The same rows in Arrow files of so many rows each, as a folder of shards has them."""
+    from datasets import concatenate_datasets
+
+    from electra_hf.text.packed_rows import ShardedRows
+    from electra_hf.text.prepared import read_arrow
+
+    shards = []
+    for number, part in enumerate(ids.split(sizes)):
+        table, path = packed(part).dataset.data.table, folder / f"{number}.arrow"
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+        shards.append(read_arrow(path, path.name))
+    return ShardedRows(concatenate_datasets(shards))
 
 
 def by_row(size, device=None):

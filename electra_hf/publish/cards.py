@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import jinja2
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 from safetensors import safe_open
 
 from electra_hf.addresses import public_text
@@ -27,7 +27,9 @@ PLACES_OF_NAME = (
     "\nmodel-index:\n- name: {last}\n",
     '("{name}")',
     'model="{name}"',
+    "--packed_rows {name}\n",
 )
+SPLITS = ("train", "test")  # of packed rows
 RUN_FILES = ("metrics.json", "corpus.json", "recipe.yaml", "curves.png", "confusion.png", "scatter.png")
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "electra-hf")
 # transformers has no pipeline for ElectraForPreTraining.
@@ -122,6 +124,26 @@ def _gather_run_files(output_dir, name):
     return output_dir / name
 
 
+def fill_rows_card(folder: str | Path, repo_id: str | None = None, **values) -> Path:
+    """Write the card of a folder of packed rows, a dataset. A README.md that we did not write is kept."""
+    folder = Path(folder)
+    path = folder / "README.md"
+    if path.exists() and not is_generated_card(path):
+        return path
+    name = repo_id or NO_NAME
+    metadata = DatasetCardData(
+        language=values.get("language") or None,
+        license=values.get("license"),
+        tags=["electra", "packed-rows"],
+        # Without it the Hub would take the reports for data.
+        configs=[{"config_name": "default", "data_files": [{"split": s, "path": f"{s}/*.arrow"} for s in SPLITS]}],
+    )
+    values |= {"name": name, "marker": MARKER.format(name), "metadata": metadata.to_yaml()}
+    values |= {"manifest": read_json(folder / "manifest.json"), "corpus": read_json(folder / "corpus.json")}
+    write_text(path, _render("rows", values))
+    return path
+
+
 def write_card(folder: str | Path, template: str, repo_id: str | None = None, **values) -> Path:
     """Fill `templates/{template}.md` into `folder/README.md`, and return its path.
 
@@ -138,10 +160,14 @@ def write_card(folder: str | Path, template: str, repo_id: str | None = None, **
     values = {"name": name, "hardware": describe_hardware(), "versions": versions, **describe_model(folder), **values}
     values["marker"] = MARKER.format(name)
     values["metadata"] = _metadata(template, values).to_yaml()
+    write_text(path, _render(template, values))
+    return path
+
+
+def _render(template, values):
     environment = jinja2.Environment(loader=TEMPLATES, undefined=_Missing, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(number=_number, count=_count, hours=_hours)
-    write_text(path, environment.get_template(f"{template}.md").render(values))
-    return path
+    return environment.get_template(f"{template}.md").render(values)
 
 
 def is_generated_card(path: str | Path) -> bool:

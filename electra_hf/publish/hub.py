@@ -1,4 +1,4 @@
-"""Push a finished model folder to the Hub, and verify what arrived.
+"""Push a finished folder, a model or packed rows, to the Hub, and verify what arrived.
 
 Only what a reader of the model needs goes up, in one commit; then the checksum of every remote file is compared with
 the local one. The Trainer's own push is never used: it uploads `training_args.bin`, overwrites the card, reads files
@@ -18,6 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import TrainingArguments
 
 from electra_hf.errors import InputError
+from electra_hf.files import read_json
 from electra_hf.publish.cards import address_card, is_generated_card
 
 # A checkpoint holds more than its model: optimizer state, and `training_args.bin`, a pickle that can hold a token.
@@ -27,6 +28,7 @@ PUSHED_FILES = (
     *("vocab.txt", "vocab.json", "merges.txt"),
     *("README.md", "curves.png", "confusion.png", "scatter.png", "metrics.json", "corpus.json", "recipe.yaml"),
 )
+MANIFEST = "manifest.json"  # of packed rows: what it names is pushed, and nothing else
 TEXT_SUFFIXES = (".json", ".yaml", ".md", ".txt")
 SECRETS = {
     "a Hugging Face token": r"\b(hf|api_org)_[A-Za-z0-9]{30,}",
@@ -122,9 +124,9 @@ def push_folder(
 ) -> str:
     """Push a model folder in one commit, verify every file, and return the commit's URL.
 
-    The repository is made if it is missing (private unless asked otherwise), and so is the branch `revision`; `tag`
-    names the commit. A card that someone wrote by hand on the Hub is kept. Raises `InputError` for a folder that must
-    not be pushed, `PushError` for everything that goes wrong on the way.
+    A folder of packed rows becomes a dataset. The repository is made if it is missing (private unless asked
+    otherwise), and so is the branch `revision`; `tag` names the commit. A card that someone wrote by hand on the Hub
+    is kept. Raises `InputError` for a folder that must not be pushed, `PushError` for whatever goes wrong on the way.
     """
     folder = Path(folder)
     check_repo_id(repo_id, "repo_id")
@@ -133,7 +135,8 @@ def push_folder(
     # The card's example and links name the repository, which is known only now.
     address_card(folder, repo_id)
     again = _command(folder, repo_id, private, revision, tag)
-    return _push_or_tell(again, folder, files, repo_id, private, revision or "main", tag)
+    repo_type = "dataset" if _is_packed_rows(folder) else "model"
+    return _push_or_tell(again, folder, files, repo_id, private, revision or "main", tag, repo_type)
 
 
 def push_space(folder: str | Path, repo_id: str, again: str, private: bool = True) -> str:
@@ -147,18 +150,17 @@ def push_space(folder: str | Path, repo_id: str, again: str, private: bool = Tru
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     for name in files:
         _refuse_secrets(folder / name)
-    return _push_or_tell(again, folder, files, repo_id, private, "main", None, repo_type="space")
+    return _push_or_tell(again, folder, files, repo_id, private, "main", None, "space")
 
 
-def _push_or_tell(again, folder, *arguments, **keywords):
+def _push_or_tell(again, folder, files, repo_id, *arguments):
     try:
-        return _push(folder, *arguments, **keywords)
+        return _push(folder, files, repo_id, *arguments)
     # The HTTP client, hf_xet and the Hub's answers raise a dozen types. Whichever it is, all is on disk.
     except Exception as error:
-        what = "Space" if keywords else "model"
         raise PushError(
-            f"{arguments[1]}: the push failed: {_reason(error)}\n"
-            f"The {what} is complete in {folder}. Push it again with:\n  {again}"
+            f"{repo_id}: the push failed: {_reason(error)}\n"
+            f"Everything is complete in {folder}. Push it again with:\n  {again}"
         ) from error
 
 
@@ -188,6 +190,8 @@ def select_files(folder: str | Path) -> list[str]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder.")
+    if _is_packed_rows(folder):
+        return _select_rows(folder)
     # Sorted, so that the same folder is always the same commit.
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     files = [name for name in names if any(fnmatch(name, pattern) for pattern in PUSHED_FILES)]
@@ -196,6 +200,22 @@ def select_files(folder: str | Path) -> list[str]:
             f"{folder} is not a model folder: config.json and model.safetensors are expected in it. "
             "A run keeps its models in discriminator/ and generator/; export.py makes them from a checkpoint."
         )
+    for name in files:
+        if name.endswith(TEXT_SUFFIXES):
+            _refuse_secrets(folder / name)
+    return files
+
+
+def _is_packed_rows(folder):
+    return (folder / MANIFEST).is_file() and not (folder / "config.json").exists()
+
+
+def _select_rows(folder):
+    manifest = read_json(folder / MANIFEST)
+    files = [MANIFEST, *manifest.get("shards", ()), *manifest.get("files", ())]
+    files += ["README.md"] if (folder / "README.md").is_file() else []
+    if missing := [name for name in files if not (folder / name).is_file()]:
+        raise InputError(f"{folder}: {missing[0]}, which {MANIFEST} names, is missing. Make the folder again.")
     for name in files:
         if name.endswith(TEXT_SUFFIXES):
             _refuse_secrets(folder / name)
@@ -214,7 +234,7 @@ def _refuse_secrets(path):
                 raise InputError(f"{path}, line {number}: this looks like {what}. Remove it, then push.")
 
 
-def _push(folder, files, repo_id, private, revision, tag, repo_type="model"):
+def _push(folder, files, repo_id, private, revision, tag, repo_type):
     if not get_token():
         raise PushError("there is no Hub token. Set the variable HF_TOKEN or run `hf auth login`.")
     # The Hub's statistics then show what made a model.
@@ -224,7 +244,7 @@ def _push(folder, files, repo_id, private, revision, tag, repo_type="model"):
     api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=sdk)
     _check_visibility(api, repo_id, private, repo_type)
     if revision != "main":
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
+        api.create_branch(repo_id, repo_type=repo_type, branch=revision, exist_ok=True)
     # A Space that was just made has a card that the Hub wrote.
     if not is_new and _keeps_remote_card(api, folder, repo_id, revision, repo_type):
         print(f"{repo_id}: the card there was written by hand and is kept.")
@@ -237,9 +257,9 @@ def _push(folder, files, repo_id, private, revision, tag, repo_type="model"):
     # Of this commit, not of the branch, which somebody else may have moved on meanwhile.
     _verify(api, folder, files, repo_id, commit.oid, repo_type)
     if tag:
-        api.create_tag(repo_id, tag=tag, revision=commit.oid, exist_ok=True)
+        api.create_tag(repo_id, repo_type=repo_type, tag=tag, revision=commit.oid, exist_ok=True)
         # `exist_ok` leaves an old tag where it is, and says nothing.
-        if api.model_info(repo_id, revision=tag).sha != commit.oid:
+        if api.repo_info(repo_id, repo_type=repo_type, revision=tag).sha != commit.oid:
             raise PushError(f"the files are there, but the tag {tag} names another commit already. Choose a new tag.")
     return commit.commit_url
 

@@ -30,7 +30,7 @@ from electra_hf.text.fingerprint import TextFingerprint, fingerprint_of, fingerp
 from electra_hf.text.names import TAGGED_SUFFIXES, inner_suffix, is_sentences, printable, refuse_blank_settings
 from electra_hf.text.prepared import cache_folder, prepared_folder, read_arrow
 from electra_hf.text.readers import read_dataset, read_sentences
-from electra_hf.text.sources import find_sources
+from electra_hf.text.sources import Source, find_sources
 
 logger = logging.getLogger(__name__)
 
@@ -140,10 +140,13 @@ def load_corpus(arguments: CorpusArguments) -> tuple[DatasetDict, dict]:
 
 
 def _file_part(source, arguments):
-    # The ending says how to read the content.
-    content = f"{_digest(source)} {inner_suffix(source.name)} {is_sentences(source.name)}"
     settings = {name: getattr(arguments, name) for name in ("text_column", "encoding_errors", "text_unit")}
-    return Part(source.name, content, partial(read_sentences, source, **settings))
+    return Part(source.name, content_of(source), partial(read_sentences, source, **settings))
+
+
+def content_of(source: Source) -> str:
+    """The same for the same content, wherever it lies: a digest, and the ending, which says how to read it."""
+    return f"{_digest(source)} {inner_suffix(source.name)} {is_sentences(source.name)}"
 
 
 def _digest(source):
@@ -187,12 +190,28 @@ def prepare_corpus(
                 batch = clean_batch({"text": texts}, tagged, seen, counts)
                 for split, sentences in split_batch(batch, test_share).items():
                     splits[split].write(sentences)
-    _warn_of_empty([name for name, counts in sources if not counts["read"]])
+    sizes = {split: writer.size for split, writer in splits.items()}
     fingerprints = {split: writer.fingerprint.hexdigest() for split, writer in splits.items()}
+    write_json(folder / "corpus.json", make_report(sources, sizes, fingerprints, tagged, test_share, text_unit))
+
+
+def make_report(
+    sources: list[tuple[str, Counter]],
+    sizes: dict,
+    fingerprints: dict,
+    tagged: TaggedSentences,
+    test_share: float,
+    text_unit: str,
+) -> dict:
+    """The report of `load_corpus` and, for each split, the fingerprint of its texts. A warning names empty sources.
+
+    `sources`: names and counts; `sizes`: of each split. Raises `InputError` where nothing is left.
+    """
+    _warn_of_empty([name for name, counts in sources if not counts["read"]])
     report = {
         "sources": [{"name": name} | _all_counts(counts) for name, counts in sources],
         "total": _all_counts(sum((counts for _, counts in sources), Counter())),
-        "splits": {split: writer.size for split, writer in splits.items()},
+        "splits": sizes,
         "test_share": test_share,
         "text_unit": text_unit,
         "excluded_sentences": tagged.number,
@@ -201,7 +220,7 @@ def prepare_corpus(
         "fingerprints": fingerprints,
     }
     _check_not_empty(report)
-    write_json(folder / "corpus.json", report)
+    return report
 
 
 class SplitWriter:

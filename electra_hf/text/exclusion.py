@@ -81,6 +81,15 @@ class TaggedSentences:
         """How many of them `find` has found so far."""
         return sum(self._number_of[key] for key in self._found)
 
+    @property
+    def keys_found(self) -> list[str]:
+        """The keys (`sentence_key`) of those that `find` has found so far, in the order of their letters."""
+        return sorted(self._found)
+
+    def add_found(self, keys: Iterable[str]) -> None:
+        """Count these keys as found: another process read other text for the same sentences."""
+        self._found |= self._number_of.keys() & set(keys)
+
     def find(self, text: str) -> set[str]:
         """The keys of the tagged sentences that the text is or holds, as a sentence of it or from word to word."""
         spelling = _spell(text)

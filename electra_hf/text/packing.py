@@ -31,21 +31,14 @@ def pack_dataset(
     manifest (`prepared_folder`). Ids are uint16, or uint32 where the vocabulary needs it. `data_cache_dir`: default in
     the cache of datasets. Raises `InputError` where the texts together do not fill one row, or the disk refuses.
     """
-    if max_length < 3:
-        raise InputError(f"max_length: expected at least 3, [CLS] and [SEP] included, got {max_length}.")
-    # A copy without what earlier calls may have left behind: truncation and padding must not reach the rows.
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_truncation()
-    backend.no_padding()
-    settings = {
-        "cls_token_id": tokenizer.cls_token_id,
-        "sep_token_id": tokenizer.sep_token_id,
-        "max_length": max_length,
-        "dtype": "uint16" if len(tokenizer) <= 2**16 else "uint32",
-    }
+    backend, settings = row_settings(tokenizer, max_length)
 
     def prepare(folder):
-        _write_rows(folder / ROWS, dataset, backend, len(tokenizer), settings)
+        if not write_rows(folder / ROWS, dataset, backend, len(tokenizer), settings):
+            raise InputError(
+                f"The {len(dataset)} texts together do not fill one row of max_length {max_length}. Give more text "
+                "(a larger test_share, if these are the ones held out), or choose a smaller max_length."
+            )
 
     texts = fingerprint_texts(dataset, "The dataset")
     # With this file in it, so that rows packed by an older version are not used again.
@@ -54,7 +47,30 @@ def pack_dataset(
     return PackedRows(read_arrow(folder / ROWS, identity))
 
 
-def _write_rows(path, dataset, backend, vocab_size, settings):
+def row_settings(tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Tokenizer, dict]:
+    """What decides how texts become rows: the tokenizer as it cuts them, and the other arguments of `pack_texts`.
+
+    Raises `InputError` for a length that no row can have.
+    """
+    if max_length < 3:
+        raise InputError(f"max_length: expected at least 3, [CLS] and [SEP] included, got {max_length}.")
+    # A copy without what earlier calls may have left behind: truncation and padding must not reach the rows.
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    return backend, {
+        "cls_token_id": tokenizer.cls_token_id,
+        "sep_token_id": tokenizer.sep_token_id,
+        "max_length": max_length,
+        "dtype": "uint16" if len(tokenizer) <= 2**16 else "uint32",
+    }
+
+
+def write_rows(path: Path, dataset: Dataset, backend: Tokenizer, vocab_size: int, settings: dict) -> int:
+    """Pack the "text" column into an Arrow file of rows, and return how many there are; there may be none.
+
+    `backend` and `settings` are those of `row_settings`.
+    """
     max_length = settings["max_length"]
     schema = Features({"input_ids": List(Value(settings["dtype"]), length=max_length)}).arrow_schema
     number = 0
@@ -68,11 +84,7 @@ def _write_rows(path, dataset, backend, vocab_size, settings):
             number += len(rows)
             progress.update(len(texts))
         writer.close()  # not where something was raised: on a full disk the end of the stream would fail once more
-    if not number:
-        raise InputError(
-            f"The {len(dataset)} texts together do not fill one row of max_length {max_length}. "
-            "Give more text (a larger test_share, if these are the ones held out), or choose a smaller max_length."
-        )
+    return number
 
 
 def _texts(dataset):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from transformers import Trainer
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
@@ -18,6 +18,7 @@ from electra_hf.errors import InputError
 from electra_hf.model.cpu import keep_freed_memory
 from electra_hf.model.flops import flops_per_token
 from electra_hf.model.metrics import FINDING_IS_OVER, PretrainingMetrics, diagnose
+from electra_hf.text.packed_rows import ShardedRows
 from electra_hf.text.packing import PackedRows, collate_rows
 from electra_hf.training.callbacks import (
     GoOn,
@@ -37,6 +38,7 @@ from electra_hf.training.checkpoints import (
     write_manifest,
 )
 from electra_hf.training.identity import check_same_run, describe_run, save_identity
+from electra_hf.training.order import ComputedOrder
 from electra_hf.training.stopping import EvaluationStopped, protect_workers
 from electra_hf.training.trackers import guard_trackers
 
@@ -254,6 +256,12 @@ class ElectraTrainer(Trainer):
         epochs, rest = divmod(step, -(-micro_batches // accumulation))
         read = epochs * micro_batches + min(rest * accumulation, micro_batches)
         return read * self._tokens_per_step() // accumulation
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        if isinstance(rows, ShardedRows):  # a list of their order takes 36 bytes for each row in every process
+            return ComputedOrder(len(rows), self.args.data_seed)
+        return super()._get_train_sampler(train_dataset)
 
     def get_train_dataloader(self) -> DataLoader:
         loader = super().get_train_dataloader()

@@ -106,6 +106,14 @@ def files_that_hold(token, place):
     return found
 
 
+def fetch_rows(name):
+    """Numbers of rows of the dataset, after a comparison with its manifest."""
+    from electra_hf.text.packed_rows import find_packed_rows, open_packed_rows
+
+    packed = open_packed_rows(find_packed_rows(name))
+    return [len(packed.train), len(packed.test)]
+
+
 def push_at_the_end(folders):
     from electra_hf.publish.hub import PushSettings, push_results
 

@@ -1,6 +1,7 @@
 """Pushing to a real (small) Hub on loopback, in both transfer modes, and all that goes wrong on the way."""
 
 import hashlib
+import shutil
 import subprocess
 import zlib
 
@@ -12,9 +13,14 @@ from hub_server import Fault, Hub, answer, hang_up, serve_then_hang_up
 from transformers import ElectraConfig, ElectraForPreTraining, TrainingArguments
 
 from electra_hf.errors import InputError
-from electra_hf.publish.cards import MARKER
+from electra_hf.files import read_json
+from electra_hf.publish.cards import MARKER, fill_rows_card
 from electra_hf.publish.hub import PushSettings, check_repo_id, push_results, select_files, take_push_settings
 from electra_hf.recipe import save_recipe
+from electra_hf.text.corpus import CorpusArguments
+from electra_hf.text.packed_rows import seal
+from electra_hf.text.shard_job import ShardArguments, begin, plan_job
+from electra_hf.text.stages import STAGES, run_task
 from electra_hf.text.tokenization import save_tokenizer, train_tokenizer
 
 SENTENCES = ["La hundo kuras rapide en la urbo .", "Mi vidas vin ĉiutage kaj ĝojas ."]
@@ -97,6 +103,47 @@ def test_a_push_is_private_and_holds_the_model_and_nothing_else(hub, client, fol
         client.as_user(token)
         with pytest.raises(ClientError, match="RepositoryNotFoundError"):
             client.call("hub_client", "remote_files", repo_id)
+
+
+@pytest.fixture(scope="module")
+def packed_rows(tmp_path_factory):
+    """A folder of packed rows, and what must never leave the machine."""
+    place = tmp_path_factory.mktemp("rows")
+    (place / "a.txt").write_text("\n".join(f"{SENTENCES[i % 2]} {i}" for i in range(600)))
+    corpus = CorpusArguments([str(place / "a.txt")], test_share=0.1)
+    vocabulary = {"vocab_size": 128, "tokenizer_type": "wordpiece", "lowercase": False}
+    job = plan_job(ShardArguments(str(place / "rows"), tasks=2), corpus, vocabulary, 16)
+    begin(job)
+    for name, stage in STAGES.items():
+        for task in range(stage.tasks(job)):
+            run_task(job.folder, name, task)
+    seal(job)
+    (place / "rows" / "notes.txt").write_text(f"a file of the user that holds {TOKEN}")
+    return place / "rows"
+
+
+def test_packed_rows_become_a_private_dataset_that_can_be_trained_from_by_its_name(hub, client, packed_rows, repo_id):
+    fill_rows_card(packed_rows, language=["eo"], license="cc-by-4.0", corpus_license="the examples of a test")
+    url = client.push(packed_rows, repo_id, tag="v1")
+    manifest = read_json(packed_rows / "manifest.json")
+    repository = hub.repositories["datasets", repo_id]
+    assert repository.private and url.endswith(f"{repo_id}/commit/{repository.resolve('main')}")
+    entries = {entry.path for entry in repository.entries(repository.resolve("v1"))}
+    assert entries == {".gitattributes", "README.md", "manifest.json", *manifest["shards"], *manifest["files"]}
+    expected = [manifest["rows"]["train"], manifest["rows"]["test"]]
+    assert client.call("hub_client", "fetch_rows", repo_id) == expected
+    assert client.call("hub_client", "fetch_rows", f"{repo_id}@v1") == expected
+    with pytest.raises(ClientError, match="InputError.*no folder me/nothing here, and no such dataset"):
+        client.call("hub_client", "fetch_rows", "me/nothing")
+    card = (packed_rows / "README.md").read_text()
+    assert f"--packed_rows {repo_id}\n" in card and "cc-by-4.0" in card and "the examples of a test" in card
+
+
+def test_packed_rows_with_a_shard_missing_are_not_pushed(client, packed_rows, tmp_path, repo_id):
+    shutil.copytree(packed_rows, tmp_path / "copy")
+    (tmp_path / "copy" / "train" / "00001.arrow").unlink()
+    with pytest.raises(ClientError, match="InputError.*train/00001.arrow, which manifest.json names, is missing"):
+        client.push(tmp_path / "copy", repo_id)
 
 
 def test_pushing_the_same_again_makes_no_commit(client, folder, repo_id):

@@ -53,7 +53,7 @@ def start(tmp_path, tokenizer):
 def refuses_to_prepare(monkeypatch):
     """Whoever prepares a corpus or packs rows from here on breaks."""
     monkeypatch.setattr(corpus, "prepare_corpus", None)
-    monkeypatch.setattr(packing, "_write_rows", None)
+    monkeypatch.setattr(packing, "write_rows", None)
 
 
 # Identity is content

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import sharded
 
 from electra_hf.errors import InputError
 from electra_hf.model.objectives import OBJECTIVES
@@ -101,6 +102,13 @@ def test_from_any_step_the_rest_is_the_same(check_resume, workers, accumulation,
 
 def test_a_run_resumed_inside_its_second_epoch_and_between_two_logs_is_the_same(check_resume):
     check_resume((5,), train_rows=32)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_rows_in_shards_in_an_order_that_is_computed_resume_as_exactly(check_resume, rows, tmp_path, workers):
+    # Shards of 9, 0 and 23 rows: the second step reads over the border of two, and the fifth begins an epoch.
+    shards = sharded(rows(32), tmp_path, [9, 0, 23])
+    check_resume((1, 3, 4, 5), train_rows=shards, dataloader_num_workers=workers)
 
 
 def test_an_evaluation_in_between_changes_nothing(check_resume):

@@ -1,0 +1,235 @@
+"""The stages of preparing shards as datatrove runs them: on this machine, on Slurm, on Ray or as Hugging Face Jobs.
+
+In comes a job (`shard_job`); out goes a folder of packed rows (`packed_rows`). Whether a task is done says its folder
+(`stages`), not the empty marker that datatrove leaves.
+"""
+
+import multiprocessing
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import wait
+from pathlib import Path
+from subprocess import CalledProcessError
+
+import loguru
+from datasets.utils import disable_progress_bars
+from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
+from datatrove.executor.base import PipelineExecutor
+from datatrove.pipeline.base import PipelineStep
+
+from electra_hf.errors import InputError
+from electra_hf.text.packed_rows import is_sealed, seal
+from electra_hf.text.shard_job import ShardArguments, read_faults, write_fault
+from electra_hf.text.stages import STAGES, WORK, Job, output_of, run_task
+
+SEAL = "seal"
+LOOK_AGAIN = 2  # seconds, for what other machines make
+
+
+class RunTask(PipelineStep):
+    """One stage of a job as a step of datatrove: a task of it is one call."""
+
+    type = "electra_hf"
+
+    def __init__(self, folder: str, stage: str):
+        self.name = stage
+        super().__init__()
+        self.folder, self.stage = folder, stage
+
+    def run(self, data=None, rank: int = 0, world_size: int = 1) -> None:
+        """Run task `rank`; nothing is passed on but what lies in the folder.
+
+        Raises `InputError`, and leaves its message where whoever asked can read it from another machine.
+        """
+        try:
+            if self.stage != SEAL:
+                run_task(self.folder, self.stage, rank)
+            elif not is_sealed(self.folder):
+                seal(Job.load(self.folder))
+        except InputError as error:
+            write_fault(self.folder, f"{self.stage}-{rank:05d}", str(error))
+            raise
+
+
+class FolderDecides:
+    """An executor's tasks are done when what they write is there; datatrove's own markers are empty files."""
+
+    def is_rank_completed(self, rank: int) -> bool:
+        """Whether a task is done."""
+        step = self.pipeline[0]
+        return is_sealed(step.folder) or output_of(step.folder, step.stage, rank).is_dir()
+
+    def get_incomplete_ranks(
+        self, ranks: Iterable[int] | None = None, skip_completed: bool | None = None
+    ) -> list[int]:
+        """The tasks that are not done, of `ranks` or of all."""
+        ranks = range(self.world_size) if ranks is None else ranks
+        return [rank for rank in ranks if not self.is_rank_completed(rank)]
+
+
+class ThisMachine(FolderDecides, LocalPipelineExecutor):
+    """datatrove's executor for one machine, with processes that it watches.
+
+    Its pool of workers waits for ever for one that the system has killed (it is short of memory), lets the others
+    work on after an error, and leaves them behind when it is killed itself.
+    """
+
+    def run(self) -> None:
+        """Run the tasks that are not done, each in a process of its own. Raises what one of them raises."""
+        loguru.logger.disable("datatrove")
+        tasks = self.get_incomplete_ranks(range(self.local_rank_offset, self.local_rank_offset + self.local_tasks))
+        if min(self.workers, len(tasks)) > 1:
+            run_in_processes(self._run_for_rank, tasks, self.workers)
+        else:
+            for task in tasks:
+                self._run_for_rank(task)
+
+
+class Slurm(FolderDecides, SlurmPipelineExecutor):
+    """datatrove's executor for Slurm: one array job for each stage, which waits for the stage before."""
+
+    def launch_merge_stats(self) -> None:
+        """Nothing: corpus.json is the report, and this would be one more job for each stage."""
+
+    def script(self) -> str:
+        """What `run` gives to sbatch; nothing is written. Its logs and its pickle would lie in the work folder."""
+        with tempfile.TemporaryDirectory() as scratch:
+            logs, self.slurm_logs_folder = self.slurm_logs_folder, scratch
+            arguments = self.get_sbatch_args(len(self.get_incomplete_ranks()))
+            self.slurm_logs_folder = logs
+        pickle = self.logging_dir.resolve_paths("executor.pik")
+        text = self.get_launch_file_contents(arguments, f"srun -l -n 1 launch_pickled_pipeline {pickle}")
+        return text.replace(scratch, str(logs))
+
+
+class Ray(FolderDecides, RayPipelineExecutor):
+    """datatrove's executor for Ray. It keeps what a task raises to itself: `run_stages` looks for it."""
+
+
+def run_in_processes(run: Callable[[int], object], tasks: list[int], workers: int) -> None:
+    """Call `run(task)` for each task in a new process, `workers` at a time, and stop all at the first that fails.
+
+    Raises what that one raised, or `InputError` where the system has ended it.
+    """
+    context = multiprocessing.get_context("forkserver")
+    # Every process runs the imports of our main module: here they are done once, and shared.
+    context.set_forkserver_preload([name for name in sys.modules if name.startswith("electra_hf")])
+    waiting, running = list(reversed(tasks)), {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                task = waiting.pop()
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_work, args=(run, task, sender), daemon=True)
+                process.start()
+                sender.close()
+                running[process.sentinel] = task, process, receiver
+            for sentinel in wait(list(running)):
+                _check_end(*running.pop(sentinel))
+    finally:
+        for _, process, _ in running.values():
+            process.kill()
+            process.join()
+
+
+def _work(run, task, sender):
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    loguru.logger.disable("datatrove")  # what went wrong is told once, by the process that asked
+    os.environ.setdefault("RAYON_NUM_THREADS", "1")  # of tokenizers: the other cores have tasks of their own
+    disable_progress_bars()
+    try:
+        run(task)
+    except Exception as error:
+        sender.send(error)
+
+
+def _end_with_parent():
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def _check_end(task, process, receiver):
+    process.join()
+    if receiver.poll():
+        try:
+            raise receiver.recv()
+        except EOFError:
+            pass
+    if process.exitcode:
+        raise InputError(
+            f"task {task} was ended by the system (exit code {process.exitcode}), which may be short of memory. Start "
+            "the same command again with fewer workers: it goes on with what is missing."
+        )
+
+
+def run_stages(job: Job, shards: ShardArguments) -> Iterator[tuple[str, int, float]]:
+    """Run what is missing of the stages, here or on Ray; for tasks of other machines it waits.
+
+    Yields the name of each stage, how many tasks were run, and the seconds that they took. Raises `InputError`.
+    """
+    for stage in () if is_sealed(job.folder) else STAGES:
+        executor, began = make_executor(job, stage, shards), time.perf_counter()
+        missing = len(executor.get_incomplete_ranks())
+        if missing:
+            executor.run()
+            yield stage, missing, time.perf_counter() - began
+        if shards.executor == "ray" and executor.get_incomplete_ranks():
+            log = f"A task of the stage {stage} has failed. Its log is in {executor.logging_dir.path}."
+            raise InputError(read_faults(job.folder) or log)
+        while executor.get_incomplete_ranks():
+            time.sleep(LOOK_AGAIN)
+    if 0 in shards.own_tasks:
+        RunTask(job.folder, SEAL).run()
+    while not is_sealed(job.folder):
+        time.sleep(LOOK_AGAIN)
+
+
+def submit(job: Job, shards: ShardArguments) -> None:
+    """Give all stages that are not done to Slurm. The last job seals the folder; nobody has to wait for it here."""
+    executor = None
+    for stage in (*STAGES, SEAL):
+        executor = make_executor(job, stage, shards, depends=executor)
+    try:
+        executor.run()
+    except (OSError, CalledProcessError) as error:
+        raise InputError(
+            f"executor: sbatch did not take the job ({error}). Run this on a login node of Slurm."
+        ) from None
+
+
+def scripts(job: Job, shards: ShardArguments) -> Iterator[str]:
+    """The scripts that `submit` gives to sbatch, each of them when the one before has ended well."""
+    for stage in (*STAGES, SEAL):
+        yield make_executor(job, stage, shards).script()
+
+
+def make_executor(
+    job: Job, stage: str, shards: ShardArguments, depends: PipelineExecutor | None = None
+) -> PipelineExecutor:
+    """The executor that was asked for, with the tasks of one stage."""
+    is_single = stage == SEAL or STAGES[stage].is_single
+    common = {
+        "pipeline": [RunTask(job.folder, stage)],
+        "tasks": 1 if is_single else job.tasks,
+        "workers": shards.workers,
+        "logging_dir": str(Path(job.folder) / WORK / "logs" / stage),
+        "depends": depends,
+    }
+    if shards.executor == "slurm":
+        return Slurm(
+            **common,
+            time=shards.slurm_time,
+            partition=shards.slurm_partition,
+            mem_per_cpu_gb=shards.memory_gb,
+            env_command=shards.environment,
+            qos=None,
+            job_name=f"shards_{stage}",
+        )
+    if shards.executor == "ray":
+        return Ray(**common, mem_per_cpu_gb=shards.memory_gb)
+    own = range(int(0 in shards.own_tasks)) if is_single else shards.own_tasks
+    return ThisMachine(**common, local_rank_offset=own.start, local_tasks=len(own))

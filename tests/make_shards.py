@@ -1,0 +1,44 @@
+"""A small job of shards in a process of its own that is killed, forked from one that has imported everything."""
+
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+
+from train_until_killed import start_nothing
+
+from electra_hf.text.corpus import CorpusArguments
+from electra_hf.text.shard_job import ShardArguments, begin, plan_job, remove_leftovers
+from electra_hf.text.shards import run_stages
+
+TASKS = 3
+VOCABULARY = {"vocab_size": 192, "tokenizer_type": "wordpiece", "lowercase": False}
+
+
+def write_corpus(folder: Path) -> None:
+    """Two files with sentences in common, the larger one dealt out over all tasks."""
+    words = "la knabo vidas belan hundon kaj ĉevalon sur ŝia ĝardeno antaŭ ĵaŭdo".split()
+    lines = [" ".join(words[(i * step) % len(words)] for step in range(1, 8)) + f" {i}." for i in range(2000)]
+    (folder / "a.txt").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "b.txt").write_text("\n".join(lines[:500:-3]), encoding="utf-8")
+
+
+def work(corpus: Path, folder: Path, prepare: Callable) -> None:
+    """What prepare_shards.py does."""
+    prepare()
+    shards = ShardArguments(output_dir=str(folder), tasks=TASKS)
+    arguments = CorpusArguments([str(corpus / "a.txt"), str(corpus / "b.txt")], test_share=0.1)
+    job = plan_job(shards, arguments, VOCABULARY, max_length=16)
+    begin(job)
+    remove_leftovers(job)
+    for _ in run_stages(job, shards):
+        pass
+
+
+def run(corpus: Path, folder: Path, prepare: Callable = start_nothing) -> int:
+    """The exit code of the job, after `prepare()` in its process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=work, args=(corpus, folder, prepare))
+    process.start()
+    process.join()
+    return process.exitcode
