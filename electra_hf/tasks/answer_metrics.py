@@ -115,8 +115,10 @@ def describe_rule(language: str) -> str:
     ignored = ["capitals", "the punctuation of ASCII" if language == "en" else "punctuation"]
     if language in ARTICLES:
         ignored.append(f"the words {', '.join(ARTICLES[language].split())}")
-    source = "SQuAD's rule for English" if language == "en" else f"MLQA's rule, language {language}"
-    return f"{'; '.join(ignored)} do not count ({source})"
+    source = "SQuAD's rule for English" if language == "en" else f"MLQA's rule for the language {language}"
+    if language not in ARTICLES:
+        source = f"MLQA's rule, without articles for the language {language}"
+    return f"{', '.join(ignored[:-1])} and {ignored[-1]} do not count ({source})"
 
 
 def find_best_threshold(differences: np.ndarray, scores: np.ndarray, has_answer: np.ndarray) -> tuple[float, float]:

@@ -204,7 +204,7 @@ def test_the_card_says_how_it_was_scored_and_how_the_threshold_was_found(squad1,
     assert "pipeline_tag: question-answering" in card and "SQuAD's rule for English" in card
     assert "a, an, the" in card and "no answer" not in card.partition("## How it was trained")[0]
     card = (squad2 / "README.md").read_text()
-    assert "MLQA's rule, language eo" in card and "the words" not in card
+    assert "MLQA's rule, without articles for the language eo" in card and "the words" not in card
     assert "the best one for F1 on 16 questions whose articles were kept out of training" in card
     before = card.partition("## How it was trained")[0]
     assert "not recorded" not in before.replace("Licences of the text: not recorded", "")

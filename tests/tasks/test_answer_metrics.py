@@ -148,7 +148,9 @@ def test_the_language_is_the_one_that_is_named_or_the_card_s_or_english():
     assert choose_language(None, ["de", "fr"]) == "en"
     assert choose_language("pt-BR", ["eo"]) == "pt"
     assert "SQuAD's rule for English" in describe_rule("en") and "a, an, the" in describe_rule("en")
-    assert "MLQA's rule, language eo" in describe_rule("eo") and "words" not in describe_rule("eo")
+    assert "MLQA's rule, without articles for the language eo" in describe_rule("eo") and "words" not in describe_rule(
+        "eo"
+    )
 
 
 def test_the_metric_is_one_of_evaluate_and_in_per_cent():
