@@ -216,7 +216,11 @@ def serve(shown, listening):
     # In a thread of its own it leaves the signals to us: it would wait for every browser to leave.
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
-    thread.join()
+    try:
+        thread.join()
+    except SystemExit as end:  # a signal: there is nothing to save, and the server's own threads would be waited for
+        sys.stdout.flush()
+        os._exit(end.code)
 
 
 def make_app(shown):
