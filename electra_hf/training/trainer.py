@@ -268,7 +268,8 @@ class ElectraTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.to(self.args.device).eval()
-        self._evaluation_metrics = metrics = PretrainingMetrics(self.args.device)
+        width = model.config.discriminator_config.hidden_size
+        self._evaluation_metrics = metrics = PretrainingMetrics(self.args.device, width)
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         is_stopped = torch.zeros((), device=self.args.device)
         with torch.no_grad(), torch.random.fork_rng(devices), self.compute_loss_context_manager():
