@@ -4,21 +4,22 @@ python recipes/collect_documentation.py --output_file my_documentation.txt [--pa
 """
 
 import ast
+import gc
 import re
-import sysconfig
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from electra_hf.errors import InputError
 from electra_hf.files import write_text
 from electra_hf.recipe import run_recipe
 
-# What `make install` brings, and what documents itself at length.
+# What `make install` brings and what documents itself at length, and the help texts of Python itself.
 PACKAGES = [
-    *("accelerate", "datasets", "huggingface_hub", "matplotlib", "networkx", "numpy", "pandas", "scipy", "sklearn"),
-    *("torch", "transformers"),
+    *("accelerate", "datasets", "huggingface_hub", "matplotlib", "networkx", "numpy", "pandas", "pydoc_data", "scipy"),
+    *("sklearn", "torch", "transformers"),
 ]
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -50,48 +51,56 @@ def main(arguments):
     path = Path(arguments.output_file)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(f"{sentence}\n" for sentence in sentences))
-    print(f"{path}: {len(sentences):,} sentences of {', '.join(arguments.packages)}")
+    print(f"{path}: {len(sentences):,} sentences, {sum(map(len, sentences)):,} characters")
 
 
 def collect_documentation(packages: list[str]) -> list[str]:
     """The sentences of the packages' documentation in the order of their files, each once. Nothing is imported.
 
-    Packages that are not installed are left out. Raises `InputError` where none is, or none has documentation.
+    Of the usual packages, `PACKAGES`, those that are not installed are left out. Raises `InputError` where another one
+    is not installed, or where nothing is documented.
     """
-    site, standard = (Path(sysconfig.get_path(name)) for name in ("purelib", "stdlib"))
-    files = [path for name in sorted(packages) for path in source_files(site / name)]
-    files.append(standard / "pydoc_data/topics.py")  # the help texts of Python itself
     sentences = {}
-    for path in files:
-        for text in read_documentation(path):
-            sentences |= dict.fromkeys(split_sentences(text))
+    files = [path for name in sorted(packages) for path in source_files(name)]
+    gc.disable()  # it would look at every node of every tree again and again, and take three times as long
+    try:
+        for path in files:
+            for text in read_documentation(path):
+                sentences |= dict.fromkeys(split_sentences(text))
+    finally:
+        gc.enable()
     if not sentences:
-        raise InputError(f"packages: none of {', '.join(packages)} has documentation in {site}.")
+        raise InputError(f"packages: no documentation was found in {', '.join(packages) or 'no package'}.")
     return list(sentences)
 
 
-def source_files(package: Path) -> list[Path]:
-    """The Python files of a package in the order of their names, without tests."""
-    files = sorted(package.rglob("*.py"))
-    return [path for path in files if not any("test" in part for part in path.relative_to(package).parts)]
+def source_files(package: str) -> list[Path]:
+    """The Python files of an installed package in the order of their names, without its tests."""
+    spec = find_spec(package) if package.isidentifier() else None  # with a dot it would import what is before it
+    if spec is None and package not in PACKAGES:
+        raise InputError(f"packages: {package} is no package that is installed here. Give names that can be imported.")
+    folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or []]
+    files = [(folder, path) for folder in folders for path in sorted(folder.rglob("*.py"))]
+    return [path for folder, path in files if not any("test" in part for part in path.relative_to(folder).parts)]
 
 
 def read_documentation(path: Path) -> Iterator[str]:
-    """The documentation strings of a Python file, and the long strings of a table of them such as `topics`."""
+    """The documentation strings of a Python file, and the texts of Python's own table of help, `topics`."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of the file's own escapes
+        with warnings.catch_warnings():  # of the file's own escapes
+            warnings.simplefilter("ignore")
             tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, SyntaxError):  # a file of another version, or a part of Python that is not installed
+    except (OSError, ValueError, SyntaxError):  # written for another Python, or no text
         return
-    if path.name == "topics.py":
-        tables = (node.value for node in tree.body if isinstance(node, ast.Assign))
-        yield from (value.value for table in tables for value in table.values)
+    if path.parts[-2:] == ("pydoc_data", "topics.py"):
+        tables = [node.value for node in tree.body if isinstance(node, ast.Assign)]
+        yield from (text.value for table in tables for text in table.values)
     for node in documented_nodes(tree):
         yield ast.get_docstring(node) or ""
 
 
 def documented_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """A module with its functions, its classes and their methods. (`ast.walk` would visit every name: five times slower.)"""
+    """A module, its functions, its classes and their methods. (`ast.walk` would visit every name in them, too.)"""
     yield node
     for child in node.body:
         if isinstance(child, DOCUMENTED):
@@ -108,7 +117,7 @@ def split_sentences(text: str) -> Iterator[str]:
 
 
 def is_sentence(text: str) -> bool:
-    """Begins with a capital letter, ends with a mark, has 5 to 60 words, and nine in ten of them are plain words."""
+    """Whether it begins with a capital, ends with a mark, and is 5 to 60 words, nearly all of them plain ones."""
     words = text.split()
     return (
         5 <= len(words) <= 60

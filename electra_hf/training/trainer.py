@@ -37,6 +37,7 @@ from electra_hf.training.checkpoints import (
     write_manifest,
 )
 from electra_hf.training.identity import check_same_run, describe_run, save_identity
+from electra_hf.training.progress import show_plainly
 from electra_hf.training.stopping import EvaluationStopped, protect_workers
 from electra_hf.training.trackers import guard_trackers
 
@@ -62,6 +63,7 @@ class ElectraTrainer(Trainer):
             )
         super().__init__(model, args, data_collator=data_collator, **kwargs)
         guard_trackers(self)
+        show_plainly(self)
         self.add_callback(OwnRandomStream())
         self.add_callback(TwoStages())
         self.add_callback(GoOn(self))
