@@ -28,6 +28,7 @@ def quickstart(run_recipe, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # two whole runs; half a minute each where nothing else runs
 def test_the_quickstart_ends_with_numbers_beside_their_baselines_and_shows_no_dictionaries(quickstart):
     done, metrics = quickstart("first")
     table = done.stdout.partition("\nQuickstart\n")[2]
