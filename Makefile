@@ -17,7 +17,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 install: $(VENV)/.installed  ## make .venv with the package and its known-good dependencies
 
-quickstart: install  ## the whole way on a bundled sample: pretrain, export, fine-tune a tagger, show the numbers
+quickstart: install  ## the whole way, offline: pretrain on the documentation of your packages, fine-tune a tagger, show the numbers
 	$(BIN)/python recipes/quickstart.py
 
 $(VENV)/.demo-installed: $(VENV)/.installed

@@ -23,11 +23,15 @@ _SUMS = (
 class PretrainingMetrics:
     """Counts over many batches: `update` after each, `compute` once, `reset`. Nothing waits for the device."""
 
-    def __init__(self, device: torch.device | str):
+    def __init__(self, device: torch.device | str, width: int = 0):
+        """`width`: of the encoder's states, where their rank is to be measured; 0 where it is not."""
         self.sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
         self.histograms = torch.zeros(2 * _BINS, dtype=torch.float64, device=device)  # original, replaced
         # Mean logit of the first batch, and mean distance from it; NaN before that batch.
         self.center_and_scale = torch.full((2,), float("nan"), device=device)
+        # Sums of the products of every two dimensions of a state, and of each with 1: the covariance, whatever the
+        # number of tokens. In float64, for a collapsed layer is a small spread around a large mean.
+        self.moments = torch.zeros(width + 1, width + 1, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def update(self, output: ElectraForPretrainingOutput) -> None:
@@ -49,6 +53,8 @@ class PretrainingMetrics:
             counts["tokens_correct"] = (output.is_right & output.is_scored).sum()
         if output.discriminator_logits is not None:
             counts |= self._count_detected(output)
+        if len(self.moments) > 1 and output.encoder_states is not None:
+            self._add_moments(output.encoder_states, output.is_real)
         nothing = torch.zeros_like(scored)
         self.sums += torch.stack([counts.get(name, nothing).double() for name in _SUMS])
 
@@ -69,12 +75,18 @@ class PretrainingMetrics:
             "correctly_replaced": (predicted & is_replaced).sum(),
         }
 
+    def _add_moments(self, states, is_real):
+        with_one = torch.cat([states, torch.ones_like(states[..., :1])], dim=-1).double()
+        with_one = (with_one * is_real[..., None]).flatten(0, 1)
+        self.moments += with_one.T @ with_one
+
     def reduce(self, accelerator: Accelerator) -> None:
         """Add up the sums of all processes."""
         self.sums = accelerator.reduce(self.sums, reduction="sum")
         if accelerator.num_processes > 1:
             self._share_bins(accelerator.gather(self.center_and_scale[None]))
         self.histograms = accelerator.reduce(self.histograms, reduction="sum")
+        self.moments = accelerator.reduce(self.moments, reduction="sum")
 
     def _share_bins(self, of_processes):
         """Move the counts to bins that all processes have in common; `of_processes` (processes, 2) has their own."""
@@ -91,6 +103,7 @@ class PretrainingMetrics:
         """Begin anew."""
         self.sums.zero_()
         self.histograms.zero_()
+        self.moments.zero_()
         self.center_and_scale = torch.full_like(self.center_and_scale, float("nan"))
 
     def compute(self) -> dict[str, float]:
@@ -117,6 +130,8 @@ class PretrainingMetrics:
             }
         elif count["scored"]:
             metrics["token_accuracy"] = count["tokens_correct"] / count["scored"]
+        if self.moments[-1, -1] > 0:
+            metrics["effective_rank"] = _effective_rank(self.moments)
         return metrics
 
 
@@ -141,6 +156,20 @@ def _middle_of_bins(center_and_scale: Tensor) -> Tensor:
     return center + scale * torch.sinh(place * _FARTHEST)
 
 
+def _effective_rank(moments: Tensor) -> float:
+    """In how many directions the states differ: exp of the entropy of the covariance's spectrum (Roy, Vetterli 2007).
+
+    `moments` (width + 1, width + 1), the last row and column those of the constant 1. From 1 to the width.
+    """
+    if not moments.isfinite().all():
+        return float("nan")
+    moments = moments / moments[-1, -1]
+    mean = moments[-1, :-1]
+    variances = torch.linalg.eigvalsh(moments[:-1, :-1] - mean.outer(mean)).clamp(min=0)
+    shares = variances / variances.sum().clamp(min=1e-30)  # all states alike: one direction
+    return torch.special.entr(shares).sum().exp().item()
+
+
 def _divide(part, whole):
     return part / whole if whole else 0.0
 
@@ -153,10 +182,13 @@ def _area_under_curve(original: Tensor, replaced: Tensor) -> float:
     return (wins / pairs).item() if pairs > 0 else 0.5
 
 
+_COLLAPSED = 2.0  # effective rank below which a last layer says little more than one number of each token
+
 # What is told when a finding of `diagnose` is over.
 FINDING_IS_OVER = {
     "no better than the majority": "The discriminator has become better than always giving the more frequent answer.",
     "generator too good": "The generator is no longer too good: there is enough to detect again.",
+    "collapsed": "The discriminator's last layer tells tokens apart in several directions again.",
 }
 
 
@@ -180,5 +212,12 @@ def diagnose(metrics: dict[str, float]) -> dict[str, str]:
             f"The generator has become too good: it guesses {metrics['generator_accuracy']:.0%} of the tokens, so "
             f"only {metrics['replaced_share']:.1%} of the row are replaced and little is left to detect. Make the "
             "generator smaller (`generator`), or check the corpus for repeated text."
+        )
+    if metrics.get("effective_rank", _COLLAPSED) < _COLLAPSED:
+        findings["collapsed"] = (
+            "The discriminator's last layer has collapsed: its states differ in little more than one direction "
+            f"(effective rank {metrics['effective_rank']:.1f}), so a task that is fine-tuned from it finds almost all "
+            "words alike. That is usual as long as it is no better than chance. Train on, or see recipes/README.md "
+            "for what ends it."
         )
     return findings

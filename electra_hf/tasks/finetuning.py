@@ -24,6 +24,7 @@ from electra_hf.text.tokenization import load_tokenizer
 from electra_hf.training import arguments as pretraining
 from electra_hf.training.arguments import check_fixed, check_launcher, check_training_settings
 from electra_hf.training.checkpoints import check_writable
+from electra_hf.training.progress import show_plainly
 from electra_hf.training.trackers import guard_trackers
 
 
@@ -272,6 +273,7 @@ def fine_tune(
         preprocess_logits_for_metrics=preprocess_logits_for_metrics,
     )
     guard_trackers(trainer)
+    show_plainly(trainer)
     trainer.train()
     return trainer
 

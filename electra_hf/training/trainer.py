@@ -39,6 +39,7 @@ from electra_hf.training.checkpoints import (
 )
 from electra_hf.training.identity import check_same_run, describe_run, save_identity
 from electra_hf.training.order import ComputedOrder
+from electra_hf.training.progress import show_plainly
 from electra_hf.training.stopping import EvaluationStopped, protect_workers
 from electra_hf.training.trackers import guard_trackers
 
@@ -66,6 +67,7 @@ class ElectraTrainer(Trainer):
         if args.generator_only_steps is None:
             args.generator_only_steps = self._max_steps() // 10 if model.generator_is_new else 0
         guard_trackers(self)
+        show_plainly(self)
         self.add_callback(OwnRandomStream())
         self.add_callback(TwoStages())
         self.add_callback(GoOn(self))
@@ -283,7 +285,8 @@ class ElectraTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.to(self.args.device).eval()
-        self._evaluation_metrics = metrics = PretrainingMetrics(self.args.device)
+        width = model.config.discriminator_config.hidden_size
+        self._evaluation_metrics = metrics = PretrainingMetrics(self.args.device, width)
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         is_stopped = torch.zeros((), device=self.args.device)
         with torch.no_grad(), torch.random.fork_rng(devices), self.compute_loss_context_manager():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.metrics import precision_score, recall_score, roc_auc_score
 
-from electra_hf.model.metrics import PretrainingMetrics, diagnose
+from electra_hf.model.metrics import FINDING_IS_OVER, PretrainingMetrics, diagnose
 
 
 def batch(rows=8, length=32, seed=0, spread=2.0):
@@ -160,3 +160,46 @@ def test_counts_of_processes_with_other_centres_add_up(shift):
     total.sums, total.histograms = total.sums + parts[1].sums, total.histograms + parts[1].histograms
     expected = roc_auc_score(torch.cat(labels), torch.cat(logits))
     assert total.compute()["rtd_auc"] == pytest.approx(expected, abs=1e-3)
+
+
+def states_batch(states, is_real=None):
+    """A batch whose encoder states are `states` (B, L, D)."""
+    output = batch(*states.shape[:2])
+    output.encoder_states = states
+    output.is_real = torch.ones(states.shape[:2], dtype=torch.bool) if is_real is None else is_real
+    return output
+
+
+def rank_of(*outputs, width=6):
+    metrics = PretrainingMetrics("cpu", width)
+    for output in outputs:
+        metrics.update(output)
+    return metrics.compute()["effective_rank"]
+
+
+def test_the_effective_rank_is_the_number_of_directions_in_which_the_states_differ():
+    torch.manual_seed(0)
+    states = torch.randn(64, 32, 6)
+    assert rank_of(states_batch(states)) == pytest.approx(6, abs=0.05)
+    assert rank_of(states_batch(states * torch.tensor([1, 0, 1, 0, 1, 0]))) == pytest.approx(3, abs=0.02)
+    one_line = torch.randn(64, 32, 1) * torch.randn(6) + 1000.0  # a small spread far from zero
+    assert rank_of(states_batch(one_line)) == pytest.approx(1, abs=0.02)
+    assert rank_of(states_batch(torch.ones(64, 32, 6))) == pytest.approx(1)
+
+
+def test_the_effective_rank_is_over_all_batches_and_no_padding():
+    torch.manual_seed(0)
+    states = torch.randn(3, 8, 32, 6) * torch.tensor([3.0, 2.0, 1.0, 1.0, 0.5, 0.1]) + torch.randn(3, 1, 1, 6)
+    is_real = torch.rand(3, 8, 32) < 0.7
+    singular = torch.linalg.svdvals(states[is_real] - states[is_real].mean(0)).double()  # numpy's way, on all at once
+    shares = singular**2 / (singular**2).sum()
+    expected = torch.exp(-(shares * shares.log()).sum()).item()
+    states[~is_real] = 9.0
+    assert rank_of(*map(states_batch, states, is_real)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_collapsed_layer_is_told_in_plain_words_and_no_number_is_no_finding():
+    collapsed = diagnose({"effective_rank": 1.2})
+    assert list(collapsed) == ["collapsed"] and "1.2" in collapsed["collapsed"]
+    assert set(collapsed) <= set(FINDING_IS_OVER)
+    assert diagnose({"effective_rank": 12.0}) == diagnose({}) == {}
