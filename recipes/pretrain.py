@@ -23,39 +23,25 @@ from electra_hf.text.run_tokenizer import prepare_tokenizer
 from electra_hf.text.tokenization import measure_tokenizer
 from electra_hf.training.arguments import ModelArguments, PretrainingArguments, TokenizerArguments
 from electra_hf.training.checkpoints import check_writable, checkpoint_to_resume, set_results_aside
+from electra_hf.training.identity import describe_data
 from electra_hf.training.lock import lock_output_dir
+from electra_hf.training.ranks import check_agreement, common_settings, in_turns, share_output_dir, together
 from electra_hf.training.stopping import CleanStop
 
 ARGUMENTS = (CorpusArguments, TokenizerArguments, ModelArguments, CardArguments, PretrainingArguments)
 
 
 def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
-    push = take_push_settings(training_args)
-    check_writable(training_args.output_dir)
-    if not corpus_args.test_share:
-        raise InputError("test_share: 0 holds out nothing to measure on. Give a small share, such as 0.01.")
-    checkpoint = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
+    # Processes, on one machine or several: all are told alike, one of each output_dir writes, and one prepares first
+    check_agreement(lambda: common_settings(corpus_args, tokenizer_args, model_args, card_args, training_args))
+    push, checkpoint = together(lambda: look_before_start(corpus_args, training_args))
     output_dir = Path(training_args.output_dir)
-    if training_args.process_index == 0:
-        lock_output_dir(output_dir)
-    with training_args.main_process_first(desc="preparing the data"):
-        # Corpus: every source cleaned, merged, deduplicated, split by a hash of the content
-        corpus, report = load_corpus(corpus_args)
-
-        # Tokenizer: trained once on the training part, or a copy of an existing one; it stays with the checkpoints
-        tokenizer = prepare_tokenizer(
-            output_dir / "tokenizer",
-            corpus["train"],
-            tokenizer_args.training_settings(),
-            tokenizer_args.max_length,
-            existing=tokenizer_args.tokenizer_name_or_path or model_args.discriminator_name_or_path,
-            checkpoint=checkpoint,
-        )
-
-        # Rows: sentences joined with [SEP] and cut to exactly max_length, without padding
-        train_rows = pack_dataset(corpus["train"], tokenizer, tokenizer_args.max_length, corpus_args.data_cache_dir)
-        test_rows = pack_dataset(corpus["test"], tokenizer, tokenizer_args.max_length, corpus_args.data_cache_dir)
-
+    share_output_dir(training_args)
+    together(lambda: lock_output_dir(output_dir) if training_args.should_save else None)
+    corpus, report, tokenizer, train_rows, test_rows = in_turns(
+        lambda: prepare_data(corpus_args, tokenizer_args, model_args, output_dir, checkpoint)
+    )
+    check_agreement(lambda: describe_data(report, tokenizer, train_rows, test_rows, checkpoint))
     check_rows(train_rows, training_args.train_batch_size * training_args.world_size)
 
     # Model: a small generator, and the discriminator that will be kept
@@ -76,6 +62,7 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
             output_dir / "recipe.yaml", corpus_args, tokenizer_args, model_args, card_args, training_args, push
         )
         print(format_report(report))
+        print(f"Training on {training_args.describe_device()}.")
     stop = CleanStop(training_args.max_train_hours)
     trainer.add_callback(stop)
     result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -102,6 +89,36 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
         if model.generator is not None:
             fill_generator_card(output_dir, push.generator_repo_id, push.discriminator_repo_id, **asdict(card_args))
         push_results(repositories, push)
+
+
+def look_before_start(corpus_args, training_args):
+    """What is wrong with the command is told before hours of work: where to push, and the checkpoint to go on from."""
+    push = take_push_settings(training_args)
+    check_writable(training_args.output_dir)
+    if not corpus_args.test_share:
+        raise InputError("test_share: 0 holds out nothing to measure on. Give a small share, such as 0.01.")
+    return push, checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
+
+
+def prepare_data(corpus_args, tokenizer_args, model_args, output_dir, checkpoint):
+    """The corpus and its report, the tokenizer, and the rows to train and to test on."""
+    # Corpus: every source cleaned, merged, deduplicated, split by a hash of the content
+    corpus, report = load_corpus(corpus_args)
+
+    # Tokenizer: trained once on the training part, or a copy of an existing one; it stays with the checkpoints
+    tokenizer = prepare_tokenizer(
+        output_dir / "tokenizer",
+        corpus["train"],
+        tokenizer_args.training_settings(),
+        tokenizer_args.max_length,
+        existing=tokenizer_args.tokenizer_name_or_path or model_args.discriminator_name_or_path,
+        checkpoint=checkpoint,
+    )
+
+    # Rows: sentences joined with [SEP] and cut to exactly max_length, without padding
+    train_rows = pack_dataset(corpus["train"], tokenizer, tokenizer_args.max_length, corpus_args.data_cache_dir)
+    test_rows = pack_dataset(corpus["test"], tokenizer, tokenizer_args.max_length, corpus_args.data_cache_dir)
+    return corpus, report, tokenizer, train_rows, test_rows
 
 
 if __name__ == "__main__":

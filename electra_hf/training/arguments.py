@@ -208,6 +208,7 @@ class PretrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Packed rows have one column."})
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Every step sees a batch of one shape."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "There are none."})
+    ddp_broadcast_buffers: bool | None = field(default=False, metadata={"help": "Ours are constants, sent once."})
     # Of type `bool`, so that the flag alone means true; None until `_settle_device` has chosen.
     bf16: bool = field(default=None, metadata={"help": "bf16 products; where nothing is said, the device decides."})
     fp16: bool = field(default=None, metadata={"help": "fp16 products; where nothing is said, the device decides."})
