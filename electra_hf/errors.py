@@ -16,6 +16,10 @@ class InputError(ValueError):
     """
 
 
+class AgreedError(InputError):
+    """An `InputError` that every process of a run raises with the same words: the first one alone tells it."""
+
+
 def disk_fault(error: BaseException | None) -> str | None:
     """What the disk refused (full, read-only, not allowed), if that is why; or None."""
     while error is not None and not isinstance(error, InputError):

@@ -1,6 +1,7 @@
 """A recipe from its start to its exit code: settings from a YAML file and flags, their record, signals, errors."""
 
 import difflib
+import gc
 import io
 import json
 import math
@@ -17,7 +18,7 @@ from typing import get_type_hints
 from transformers import HfArgumentParser
 
 from electra_hf.addresses import public_text
-from electra_hf.errors import InputError, disk_fault
+from electra_hf.errors import AgreedError, InputError, disk_fault
 from electra_hf.settings import convert_setting, read_settings, write_settings
 
 # SIGHUP comes when a terminal closes or an ssh line drops: the commonest interruption of all.
@@ -140,14 +141,13 @@ def as_dict(key: str, value: dict | str | None) -> dict:
     return value
 
 
-def save_recipe(path: str | Path, *groups) -> None:
-    """Write every setting as it ran to a YAML file that `--config` reads again.
+def recipe_settings(*groups) -> dict:
+    """Every setting as it runs, by name, as a YAML file has it; tokens are left out.
 
-    The settings that were chosen stand first. Tokens are never written, and addresses lose what only the server may
-    read. `groups` are what `parse_arguments` returned; of a name that stands in two of them the last one counts.
+    `groups` are what `parse_arguments` returned; of a name that stands in two of them the last one counts.
     """
     recipe = {}
-    chosen = {name for group in groups for name in vars(group).get("chosen_settings", ())}
+    chosen = _chosen(groups)
     for group in groups:
         for setting in fields(group):
             value = getattr(group, setting.name)
@@ -158,6 +158,19 @@ def save_recipe(path: str | Path, *groups) -> None:
             )
             if setting.init and is_said and not setting.name.endswith("_token"):
                 recipe[setting.name] = value
+    return recipe
+
+
+def _chosen(groups):
+    return {name for group in groups for name in vars(group).get("chosen_settings", ())}
+
+
+def save_recipe(path: str | Path, *groups) -> None:
+    """Write every setting as it ran (`recipe_settings`) to a YAML file that `--config` reads again.
+
+    The settings that were chosen stand first. Addresses lose what only the server may read.
+    """
+    recipe, chosen = recipe_settings(*groups), _chosen(groups)
     write_settings(
         path,
         {name: value for name, value in recipe.items() if name in chosen},
@@ -169,26 +182,55 @@ def run_recipe(main: Callable, *argument_classes: type) -> None:
     """Parse, run `main(*arguments)`, and turn a wrong input into one message and exit code 2 (DESIGN: exit codes)."""
     exit_on_signals()
     print_whatever_comes()
+    code = _exit_code(main, argument_classes)
+    end_processes()  # here, where nothing holds what `main` has made
+    if code:
+        sys.exit(code)
+
+
+def _exit_code(main, argument_classes):
     try:
-        arguments = parse_arguments(*argument_classes)
-        main(*arguments)
+        main(*parse_arguments(*argument_classes))
+    except SystemExit as end:  # stopped by a signal, or trained but not pushed
+        return end.code
     except Exception as error:
-        if isinstance(error, (InputError, FloatingPointError)):  # numbers broke: the message says what to lower
-            message = error
-        elif isinstance(error, UnicodeEncodeError):  # LC_ALL=C: names of files are ASCII there
-            letters = ascii(error.object[error.start : error.end])
-            message = (
-                f"{letters} has no place in the encoding of this terminal or file system ({error.encoding}). "
-                "Set the variable PYTHONUTF8=1, and start the same command again."
-            )
-        elif fault := disk_fault(error):
-            message = f"{fault}. Make room there, or name a place that you may use, and start the same command again."
-        else:
+        message = explain(error)
+        if message is None:
             raise
-        # Every rank meets the same wrong input; one message is enough.
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {public_text(str(message))}", file=sys.stderr)
-        sys.exit(2)
+        is_agreed = isinstance(error, AgreedError)
+        # Every process of a machine meets the same wrong input, and those of all machines an agreed one.
+        if os.environ.get("RANK" if is_agreed else "LOCAL_RANK", "0") == "0":
+            print(f"error: {public_text(message)}", file=sys.stderr)
+        if is_agreed:  # the launcher ends the last processes as soon as the first has left: they keep their code
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return 2
+
+
+def explain(error: Exception) -> str | None:
+    """What to tell the user about an error that comes from the input or the machine; None where it is a defect."""
+    if isinstance(error, (InputError, FloatingPointError)):  # numbers broke: the message says what to lower
+        return str(error)
+    if isinstance(error, UnicodeEncodeError):  # LC_ALL=C: names of files are ASCII there
+        letters = ascii(error.object[error.start : error.end])
+        return (
+            f"{letters} has no place in the encoding of this terminal or file system ({error.encoding}). "
+            "Set the variable PYTHONUTF8=1, and start the same command again."
+        )
+    if fault := disk_fault(error):
+        return f"{fault}. Make room there, or name a place that you may use, and start the same command again."
+    return None
+
+
+def end_processes() -> None:
+    """Leave the group of processes, if there is one.
+
+    Its threads outlive a program that only ends, and meet an interpreter that is half gone: now and then a run that
+    has done all its work would end with "terminate called" and a code that says it failed.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        gc.collect()  # a trainer refers to itself, and its model to the group
+        distributed.destroy_process_group()
 
 
 def print_whatever_comes() -> None:

@@ -31,35 +31,33 @@ from electra_hf.text.run_tokenizer import prepare_tokenizer
 from electra_hf.text.tokenization import measure_tokenizer
 from electra_hf.training.arguments import ModelArguments, PretrainingArguments, TokenizerArguments
 from electra_hf.training.checkpoints import check_writable, checkpoint_to_resume, set_results_aside
+from electra_hf.training.identity import describe_data
 from electra_hf.training.lock import lock_output_dir
+from electra_hf.training.ranks import check_agreement, common_settings, in_turns, share_output_dir, together
 from electra_hf.training.stopping import CleanStop
 
 ARGUMENTS = (RowsArguments, TokenizerArguments, ModelArguments, CardArguments, PretrainingArguments)
 
 
 def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
-    push = take_push_settings(training_args)
-    check_writable(training_args.output_dir)
-    if corpus_args.packed_rows:
-        with training_args.main_process_first(desc="fetching the rows"):
-            rows_folder = find_packed_rows(corpus_args.packed_rows)
-        adopt_settings(read_manifest(rows_folder), corpus_args, tokenizer_args)
-    if not corpus_args.test_share:
-        raise InputError("test_share: 0 holds out nothing to measure on. Give a small share, such as 0.01.")
-    check_published(model_args)
-    existing = tokenizer_args.tokenizer_name_or_path or model_args.discriminator_name_or_path
-    tokenizer_args.check_existing(existing)
-    checkpoint = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
+    # Processes, on one machine or several: all are told alike, one of each output_dir writes, and one prepares first
+    check_agreement(lambda: common_settings(corpus_args, tokenizer_args, model_args, card_args, training_args))
+    push, checkpoint = together(lambda: look_before_start(model_args, training_args))
     output_dir = Path(training_args.output_dir)
-    if training_args.process_index == 0:
-        lock_output_dir(output_dir)
-    with training_args.main_process_first(desc="preparing the data"):
-        if corpus_args.packed_rows:
-            is_first = training_args.local_process_index == 0  # one process of a machine compares every byte
-            data = open_rows(rows_folder, tokenizer_args, existing, output_dir, checkpoint, verify=is_first)
-        else:
-            data = prepare_rows(corpus_args, tokenizer_args, existing, output_dir, checkpoint)
-    test_texts, report, tokenizer, train_rows, test_rows = data
+    rows_folder = in_turns(lambda: find_rows(corpus_args, tokenizer_args))
+    share_output_dir(training_args)
+    together(lambda: lock_output_dir(output_dir) if training_args.should_save else None)
+    test_texts, report, tokenizer, train_rows, test_rows = in_turns(
+        lambda: (
+            prepare_rows(corpus_args, tokenizer_args, model_args, output_dir, checkpoint)
+            if rows_folder is None
+            # One process of a machine compares every byte.
+            else open_rows(
+                rows_folder, tokenizer_args, model_args, output_dir, checkpoint, training_args.local_process_index == 0
+            )
+        )
+    )
+    check_agreement(lambda: describe_data(report, tokenizer, train_rows, test_rows, checkpoint))
     check_rows(train_rows, training_args.train_batch_size * training_args.world_size)
 
     # Model: a small generator, and the discriminator that will be kept
@@ -81,6 +79,7 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
             output_dir / "recipe.yaml", corpus_args, tokenizer_args, model_args, card_args, training_args, push
         )
         print(format_report(report))
+        print(f"Training on {training_args.describe_device()}.")
     stop = CleanStop(training_args.max_train_hours)
     trainer.add_callback(stop)
     result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -109,8 +108,36 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
         push_results(repositories, push)
 
 
-def prepare_rows(corpus_args, tokenizer_args, existing, output_dir, checkpoint):
+def look_before_start(model_args, training_args):
+    """What is wrong with the command is told before hours of work: where to push, and the checkpoint to go on from."""
+    push = take_push_settings(training_args)
+    check_writable(training_args.output_dir)
+    check_published(model_args)
+    return push, checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
+
+
+def find_rows(corpus_args, tokenizer_args):
+    """The folder of shards, whose settings are then the run's; None where the corpus is raw text."""
+    folder = None
+    if corpus_args.packed_rows:
+        folder = find_packed_rows(corpus_args.packed_rows)
+        adopt_settings(read_manifest(folder), corpus_args, tokenizer_args)
+    if not corpus_args.test_share:
+        raise InputError("test_share: 0 holds out nothing to measure on. Give a small share, such as 0.01.")
+    return folder
+
+
+def existing_tokenizer(tokenizer_args, model_args):
+    """The tokenizer that is named, or that of a published discriminator; None where one is to be trained."""
+    name = tokenizer_args.tokenizer_name_or_path or model_args.discriminator_name_or_path
+    tokenizer_args.check_existing(name)
+    return name
+
+
+def prepare_rows(corpus_args, tokenizer_args, model_args, output_dir, checkpoint):
     """From raw text: the texts held out, the report, the tokenizer, rows to train on and rows to measure on."""
+    existing = existing_tokenizer(tokenizer_args, model_args)
+
     # Corpus: every source cleaned, merged, deduplicated, split by a hash of the content
     corpus, report = load_corpus(corpus_args)
 
@@ -130,10 +157,10 @@ def prepare_rows(corpus_args, tokenizer_args, existing, output_dir, checkpoint):
     return corpus["test"], report, tokenizer, train_rows, test_rows
 
 
-def open_rows(rows_folder, tokenizer_args, existing, output_dir, checkpoint, verify):
+def open_rows(rows_folder, tokenizer_args, model_args, output_dir, checkpoint, verify):
     """From a folder of shards: the same, without texts."""
     packed = open_packed_rows(rows_folder, verify)
-    check_tokenizer(packed.manifest, existing)
+    check_tokenizer(packed.manifest, existing_tokenizer(tokenizer_args, model_args))
     tokenizer = prepare_tokenizer(
         output_dir / "tokenizer",
         None,

@@ -3,6 +3,10 @@
 It is no part of conftest.py, because each folder of tests may have a file of that name.
 """
 
+import socket
+import subprocess
+import sys
+
 import pyarrow as pa
 import torch
 
@@ -36,3 +40,36 @@ def sharded(ids, folder, sizes):
 def by_row(size, device=None):
     """In place of `torch.rand`: draws that depend on the row alone, so that a batch and its parts see the same."""
     return torch.full(size, 0.5) if size[-1] == 1 else torch.linspace(0, 0.999, size[-1]).expand(size)
+
+
+def torchrun(script, *arguments, processes=2, timeout=300):
+    """Run a script on several processes of this machine, as `torchrun` does; where it fails, what it said is told."""
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *start, str(script), *map(str, arguments)]
+    end = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout)
+    assert end.returncode == 0, end.stdout[-20_000:]
+    return end.stdout
+
+
+def launch_machines(folders, script, *arguments, processes=1, own_arguments=None, timeout=300):
+    """Start one launcher in each of `folders`, as on so many machines, and wait; their output and exit codes.
+
+    `own_arguments`: what the launcher of each machine gets besides.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    machines = []
+    for rank, folder in enumerate(folders):
+        start = ["--nnodes", len(folders), "--node_rank", rank, "--nproc_per_node", processes]
+        start += ["--master_addr", "127.0.0.1", "--master_port", port]
+        own = own_arguments[rank] if own_arguments else []
+        command = [sys.executable, "-m", "torch.distributed.run", *start, script, *arguments, *own]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        machines.append(subprocess.Popen([*map(str, command)], cwd=folder, **pipes))
+    try:
+        outputs = [machine.communicate(timeout=timeout)[0] for machine in machines]
+    finally:
+        for machine in machines:
+            machine.kill()
+    return outputs, [machine.returncode for machine in machines]

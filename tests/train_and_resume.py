@@ -6,6 +6,7 @@ import torch
 from tiny import LENGTH, VOCAB_SIZE, packed
 
 from electra_hf import ElectraForPretraining, ElectraPretrainingConfig, ElectraTrainer
+from electra_hf.recipe import end_processes
 from electra_hf.training.arguments import PretrainingArguments
 from electra_hf.training.checkpoints import checkpoint_to_resume
 
@@ -30,6 +31,10 @@ def make_trainer(output_dir, model_seed=0, **settings):
     )
 
 
+def main(*run):
+    make_trainer(run[0]).train(checkpoint_to_resume(*run))
+
+
 if __name__ == "__main__":
-    trainer = make_trainer(sys.argv[1])
-    trainer.train(checkpoint_to_resume(*sys.argv[1:]))
+    main(*sys.argv[1:])
+    end_processes()

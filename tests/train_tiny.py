@@ -10,6 +10,7 @@ from electra_hf import ElectraForPretraining, ElectraPretrainingConfig, ElectraT
 from electra_hf.model.corruption import select_positions
 from electra_hf.model.objectives import OBJECTIVES
 from electra_hf.model.sharing import EMBEDDING_SHARINGS
+from electra_hf.recipe import end_processes
 from electra_hf.training.arguments import PretrainingArguments
 from electra_hf.training.callbacks import OwnRandomStream
 
@@ -78,3 +79,4 @@ def main(result, output_dir, batch_size):
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    end_processes()

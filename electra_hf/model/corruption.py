@@ -56,8 +56,8 @@ def mask_tokens(input_ids: Tensor, positions: Tensor, is_selected: Tensor, mask_
 def sample_tokens(logits: Tensor, probabilities: Tensor, temperature: float = 1.0) -> Tensor:
     """Draw one token per position from softmax(logits / temperature), (..., V) -> (...) int64 (rule 5).
 
-    `probabilities` (..., V), fp32, are those at temperature 1, which the loss has computed already. One uniform number
-    is looked up in the cumulative distribution: the same law as the authors' Gumbel noise, which draws V of them.
+    `probabilities` (..., V), fp32, are those at temperature 1, which the loss has computed already. The law is that of
+    the authors' Gumbel noise.
     """
     return draw(probabilities if temperature == 1 else (logits.float() / temperature).softmax(-1))
 
@@ -92,7 +92,7 @@ def _write(input_ids, positions, where, values):
 def find_highest(values: Tensor) -> Tensor:
     """The index of the highest entry, as `values.argmax(-1)`, the first of equals: (..., V) -> (...) int64.
 
-    One entry among V is looked for in two levels, here and in `draw`: first its block of 64, then its place in the
+    One entry among V is looked for in two levels, here and in `look_up`: first its block of 64, then its place in the
     block. A cumulative sum or an argmax over all of V goes number by number; sums and maxima of blocks do not.
     """
     block = _by_block(values, torch.amax).argmax(-1, keepdim=True)
@@ -101,13 +101,34 @@ def find_highest(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def draw(weights: Tensor) -> Tensor:
-    """Draw entries in proportion to `weights` >= 0: (..., V) floating -> (...) int64, one uniform number for each."""
+    """Draw entries in proportion to `weights` >= 0: (..., V) fp32 -> (...) int64. Two ways of one law, by the device.
+
+    A CPU looks one uniform number up: to draw V of them costs it more than all else here. On other devices entries
+    race: there PyTorch's running sum of floating-point numbers has no fixed order, and `full_determinism` forbids it.
+    """
+    return look_up(weights) if weights.device.type == "cpu" else race(weights)
+
+
+@torch.no_grad()
+def look_up(weights: Tensor) -> Tensor:
+    """`draw` by one uniform number for each, looked up in the cumulative distribution."""
     sums = _by_block(weights, torch.sum)
     cumulative = sums.cumsum(-1)
     threshold = torch.rand(weights.shape[:-1] + (1,), device=weights.device) * cumulative[..., -1:]
     block = torch.searchsorted(cumulative, threshold, right=True).clamp(max=sums.shape[-1] - 1)
     rest = threshold - (cumulative - sums).gather(-1, block)
     return _find(weights, block, 0.0, lambda inside: torch.searchsorted(inside.cumsum(-1), rest, right=True))
+
+
+@torch.no_grad()
+def race(weights: Tensor) -> Tensor:
+    """`draw` by an exponential number for each entry, its arrival: the first of arrival / weight wins.
+
+    In a compiled step the numbers never reach memory. In fp32 an arrival is no less than 6e-8: an entry of a smaller
+    share than that wins too rarely, all such entries together by less than V times that share.
+    """
+    speed = torch.empty_like(weights).exponential_().reciprocal_().mul_(weights)
+    return speed.argmax(-1)
 
 
 def _by_block(values, reduce):

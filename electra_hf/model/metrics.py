@@ -177,7 +177,8 @@ def _divide(part, whole):
 def _area_under_curve(original: Tensor, replaced: Tensor) -> float:
     """The chance that a replaced token scores above an original one, ties counted half; 0.5 where one is missing."""
     pairs = original.sum() * replaced.sum()
-    originals_below = original.cumsum(0) - original
+    # Counts are whole numbers, and whole numbers are added up in any order alike, as `full_determinism` asks.
+    originals_below = original.long().cumsum(0) - original
     wins = (replaced * (originals_below + original / 2)).sum()
     return (wins / pairs).item() if pairs > 0 else 0.5
 

@@ -284,6 +284,10 @@ class ElectraForPretraining(PreTrainedModel):
             raise InputError(f"The objective {self.config.objective} has no generator that could be saved.")
         self._save_part(self.generator, folder, tokenizer)
 
+    def should_save_on_this_rank(self, is_main_process: bool) -> bool:
+        # The library would write weights on the first of all processes alone, also where machines share no disk.
+        return is_main_process
+
     def _save_part(self, part, folder, tokenizer):
         with replaced_files(folder) as unfinished:
             part.save_pretrained(unfinished)

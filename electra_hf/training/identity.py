@@ -8,7 +8,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from electra_hf.errors import InputError
-from electra_hf.files import read_json, write_json
+from electra_hf.files import digest, read_json, write_json
+from electra_hf.text.packing import PackedRows
 from electra_hf.text.run_tokenizer import digest_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -29,11 +30,11 @@ def describe_run(trainer: Trainer, max_steps: int) -> dict:
     """What a run of `max_steps` has in common with its checkpoints, and what may change on the way."""
     settings = {name: getattr(trainer.args, name) for name in _SETTINGS}
     rows = trainer.train_dataset
-    digest = hashlib.sha256()
+    sample = hashlib.sha256()
     for index in range(0, len(rows), max(1, len(rows) // 256)):  # all would take minutes on a large corpus
-        digest.update(rows[index]["input_ids"].numpy().tobytes())
+        sample.update(rows[index]["input_ids"].numpy().tobytes())
     identity = {
-        "rows (corpus_files, tokenizer, max_length)": {"number": len(rows), "sha256": digest.hexdigest()},
+        "rows (corpus_files, tokenizer, max_length)": {"number": len(rows), "sha256": sample.hexdigest()},
         "rows of a step": trainer._tokens_per_step() // rows[0]["input_ids"].shape[0],
         "settings": settings,
         "model": trainer.model.config.to_dict(),
@@ -48,6 +49,27 @@ def describe_run(trainer: Trainer, max_steps: int) -> dict:
     return identity
 
 
+def describe_data(
+    report: dict,
+    tokenizer: PreTrainedTokenizerBase,
+    train_rows: PackedRows,
+    test_rows: PackedRows,
+    checkpoint: str | None,
+) -> dict:
+    """What every process of a run must have before it: the text, the vocabulary, all rows, and where to go on from.
+
+    `report` is that of `load_corpus`, `checkpoint` None at a new beginning.
+    """
+    rows = {"train": train_rows, "test": test_rows}
+    return {
+        "text (corpus_files)": report["fingerprint"],
+        "vocabulary": {"entries": len(tokenizer), "sha256": digest_tokenizer(tokenizer)},
+        "rows": {name: {"number": len(part), "sha256": part.digest()} for name, part in rows.items()},
+        "checkpoint": checkpoint
+        and {"name": Path(checkpoint).name, "weights": digest(Path(checkpoint) / "model.safetensors")},
+    }
+
+
 def save_identity(checkpoint: str | Path, identity: dict) -> None:
     """Write what has to be the same in a run that goes on from this checkpoint, before its manifest is written."""
     write_json(Path(checkpoint) / RUN, identity)
@@ -56,8 +78,8 @@ def save_identity(checkpoint: str | Path, identity: dict) -> None:
 def check_same_run(checkpoint: str | Path, identity: dict) -> None:
     """Refuse to go on from the checkpoint of another run. Raises `InputError` that names every difference."""
     file = Path(checkpoint) / RUN
-    saved = _flatten(read_json(file)) if file.is_file() else {}
-    now = _flatten(json.loads(json.dumps(identity)))
+    saved = flatten(read_json(file)) if file.is_file() else {}
+    now = flatten(json.loads(json.dumps(identity)))
     # A field that only one of them has belongs to another version of a library.
     changed = [key for key in saved if saved[key] != now.get(key, saved[key])]
     told = [key for key in changed if key.startswith(f"{_CHANGED}.")]
@@ -87,9 +109,10 @@ def check_tokenizer_belongs(checkpoint: str | Path, tokenizer: PreTrainedTokeniz
         )
 
 
-def _flatten(identity, prefix=""):
+def flatten(facts: dict, prefix: str = "") -> dict:
+    """Facts by the dotted name of each, without what a config notes besides."""
     flat = {}
-    for key, value in identity.items():
+    for key, value in facts.items():
         if key not in _NO_SETTINGS:
-            flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+            flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

@@ -8,12 +8,15 @@ import time
 from functools import partial
 
 import torch
+from torch import distributed
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from electra_hf.recipe import STOP_SIGNALS, stop_signals
+from electra_hf.training.ranks import cpu_group, several_processes
 
 _END_OF_WATCH = signal.SIGUSR2  # sent to one thread, never to the process
+_NOTHING = torch.tensor([0, 0])
 SECONDS_OF_ONE_SIGNAL = 2.0  # torchrun's agent and `tini -g` both pass the same signal on, moments apart
 
 
@@ -59,6 +62,7 @@ class CleanStop(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.start = time.monotonic()
+        self._sent = None
         # For a thread that was there before, and may be handed the signal.
         self._signals = stop_signals()
         self._handlers = {number: signal.signal(number, self._receive) for number in self._signals}
@@ -82,22 +86,51 @@ class CleanStop(TrainerCallback):
             # `print` inside a handler may meet another `print` half-way.
             os.write(2, b"Signal received: ending after a checkpoint; another one ends at once, without it.\n")
 
-    def _decide(self, args, state):
-        """Whether to stop: the same answer on every process, so all of them have to ask at the same moment."""
+    def _wish(self, state):
+        """What this process would do, as numbers whose largest over all processes is what all of them do."""
         hours = (time.monotonic() - self.start) / 3600
         is_late = self.max_train_hours is not None and hours >= self.max_train_hours
-        is_late = is_late and state.global_step < state.max_steps
-        if args.world_size > 1:
-            wish = torch.tensor([self.signal, int(is_late)], device=args.device)
-            torch.distributed.all_reduce(wish, torch.distributed.ReduceOp.MAX)
-            received, is_late = wish.tolist()
-            if received and not self.signal:
-                self.signal, self.signal_time = received, time.monotonic()
-        self.is_stopping = bool(self.signal or is_late)
+        return torch.tensor([self.signal, int(is_late and state.global_step < state.max_steps)])
+
+    def _decide(self, wish):
+        # Not by this process's own signal: it may have come after the wish that all have heard.
+        received, is_late = wish.tolist()
+        if received and not self.signal:
+            self.signal, self.signal_time = received, time.monotonic()
+        self.is_stopping = bool(received or is_late)
         return self.is_stopping
 
+    def _ask_all(self, state):
+        """Whether to stop, now: the same answer on every process, so all of them have to ask at the same moment."""
+        if not several_processes():
+            return self._decide(self._wish(state))
+        self._hear_all()
+        self._send(state)
+        return self._decide(self._hear_all())
+
+    def _send(self, state):
+        """Begin to tell the others what this process would do, on the CPU group, while it goes on."""
+        wish = self._wish(state)
+        self._sent = wish, distributed.all_reduce(wish, distributed.ReduceOp.MAX, group=cpu_group(), async_op=True)
+
+    def _hear_all(self):
+        """What all processes together have sent, or nothing."""
+        if self._sent is None:
+            return _NOTHING
+        (wish, work), self._sent = self._sent, None
+        work.wait()
+        return wish
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        if self._decide(args, state):
+        if several_processes():
+            # What was sent at the end of the step before has come long ago: neither the device nor the others are
+            # waited for. All processes hear the same, so all stop at the same step, the one after the signal's.
+            is_stopping = self._decide(self._hear_all())
+            if not is_stopping:
+                self._send(state)
+        else:
+            is_stopping = self._decide(self._wish(state))
+        if is_stopping:
             control.should_training_stop = control.should_save = True
             control.should_evaluate = False
 
@@ -108,7 +141,7 @@ class CleanStop(TrainerCallback):
             raise EvaluationStopped
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        if self._decide(args, state):  # it came during the save, which need not be done again
+        if self._ask_all(state):  # it came during the save, which need not be done again
             control.should_training_stop = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
@@ -118,7 +151,7 @@ class CleanStop(TrainerCallback):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         signal.pthread_kill(self._watcher.ident, _END_OF_WATCH)
         self._watcher.join()
-        self._decide(args, state)
+        self._ask_all(state)
         for number, handler in self._handlers.items():
             signal.signal(number, handler or signal.SIG_DFL)  # None: set by another language, and not to be had again
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)

@@ -40,6 +40,7 @@ from electra_hf.training.checkpoints import (
 from electra_hf.training.identity import check_same_run, describe_run, save_identity
 from electra_hf.training.order import ComputedOrder
 from electra_hf.training.progress import show_plainly
+from electra_hf.training.ranks import check_agreement
 from electra_hf.training.stopping import EvaluationStopped, protect_workers
 from electra_hf.training.trackers import guard_trackers
 
@@ -85,7 +86,7 @@ class ElectraTrainer(Trainer):
             resume_from_checkpoint = find_last_checkpoint(self.args.output_dir)
         self._resumed_from = resume_from_checkpoint
         self.check_start(resume_from_checkpoint)
-        if self.is_world_process_zero():
+        if self.args.should_save:
             step = int(Path(resume_from_checkpoint).name.rpartition("-")[2]) if resume_from_checkpoint else 0
             clear_way(self.args.output_dir, step)
             # A run killed between its last save and the rotation after it would keep one too many for good.
@@ -109,9 +110,10 @@ class ElectraTrainer(Trainer):
         return output
 
     def check_start(self, checkpoint: str | Path | None) -> None:
-        """Refuse, before anything is written, what this run cannot do: stages that would never end, or another run's
-        checkpoint. Raises `InputError`."""
+        """Refuse, before anything is written, what this run cannot do: processes that differ, stages that would never
+        end, or another run's checkpoint. Raises `InputError`."""
         max_steps = self._max_steps()
+        check_agreement(lambda: describe_run(self, max_steps))
         for name, steps in (
             ("warmup_steps", self.args.get_warmup_steps(max_steps)),
             ("generator_only_steps", self.args.generator_only_steps),
@@ -341,7 +343,7 @@ class ElectraTrainer(Trainer):
             finally:
                 self.args.save_total_limit = limit
             self.accelerator.wait_for_everyone()
-            if self.is_world_process_zero():
+            if self.args.should_save:
                 save_identity(folder, describe_run(self, self.state.max_steps))
                 mark_written(folder)
                 self._manifest = self._manifest_writer.submit(self._complete, folder, limit)

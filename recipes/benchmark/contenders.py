@@ -158,10 +158,10 @@ def train_stock(baton, folder, batch_size, rows="rows", selected_only=False, own
     Trainer(model, arguments, data_collator=collator, train_dataset=dataset).train()
 
 
-def train_ours(baton, folder, batch_size, **settings):
+def train_ours(baton, folder, batch_size, bf16=False, **settings):
     """`ElectraTrainer` as `recipes/pretrain.py` uses it."""
     model = ElectraForPretraining(ElectraPretrainingConfig.from_pretrained(folder))
-    arguments = PretrainingArguments(**_settings(folder, batch_size), **settings)
+    arguments = PretrainingArguments(**_settings(folder, batch_size), bf16=bf16, **settings)
     trainer = ElectraTrainer(model, arguments, train_dataset=PackedRows(load_from_disk(folder / "rows")))
     trainer.add_callback(_TimedSave(baton))
     trainer.train()

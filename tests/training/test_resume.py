@@ -2,14 +2,12 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import sharded
+from tiny import sharded, torchrun
 
 from electra_hf.errors import InputError
 from electra_hf.model.objectives import OBJECTIVES
@@ -220,9 +218,7 @@ def test_other_rows_of_the_same_number_are_refused(make_trainer, rows):
 def test_two_processes_resume_as_exactly(tmp_path):
     def train(folder, resume_from="never"):
         script = Path(__file__).parents[1] / "train_and_resume.py"
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        command = [*torchrun, str(script), str(tmp_path / folder), str(resume_from)]
-        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        torchrun(script, tmp_path / folder, resume_from)
 
     train("whole")
     train("resumed", tmp_path / "whole" / "checkpoint-3")

@@ -1,14 +1,13 @@
 """`ElectraTrainer` on a tiny pair: what it logs, what it evaluates, and that splitting a batch changes nothing."""
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_kill import interrupt
+from tiny import torchrun
 from transformers import TrainerCallback
 
 from electra_hf import ElectraTrainer
@@ -149,15 +148,7 @@ def test_with_every_objective_and_sharing_two_processes_train_and_evaluate_as_on
     script, results = Path(__file__).parents[1] / "train_tiny.py", []
     for processes in (1, 2):
         result = tmp_path / f"{processes}.pt"
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command = [
-            *torchrun,
-            str(script),
-            str(result),
-            str(tmp_path / "run"),
-            str(8 // processes),
-        ]
-        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        torchrun(script, result, tmp_path / "run", 8 // processes, processes=processes)
         results.append(torch.load(result, weights_only=True))
     for pair, one in results[0]["runs"].items():
         two = results[1]["runs"][pair]
