@@ -111,6 +111,10 @@ def test_a_finished_job_is_found_finished_and_another_one_is_refused(shards, run
         ({"max_length": 32}, "max_length: 32 is not what the packed rows were made with, 16"),
         ({"tokenizer_type": "bpe"}, "tokenizer_type: 'bpe' is not what the packed rows were made with, 'wordpiece'"),
         ({"packed_rows": "nowhere"}, "packed_rows: nowhere holds no packed rows (there is no such folder)"),
+        (
+            {"packed_rows": "outputs/nowhere"},
+            "packed_rows: there is no folder outputs/nowhere here, and no such dataset",
+        ),
         ({"packed_rows": ""}, "packed_rows: is empty"),
         ({"tokenizer_name_or_path": "TOKENIZER"}, "these rows were packed with another tokenizer than that of"),
     ],
