@@ -272,17 +272,3 @@ def test_without_slurm_the_message_says_so(folder, run_recipe, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     flags = prepare_flags(folder, executor="slurm")
     check_refused(run_recipe("prepare_shards.py", *flags), "executor: sbatch did not take the job")
-
-
-@pytest.mark.slow
-def test_ray_makes_the_same_shards_and_tells_what_is_broken(shards, run_recipe, monkeypatch):
-    ray = pytest.importorskip("ray", reason="needs the package ray")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    flags = prepare_flags(shards, executor="ray", workers=2, memory_gb=1)
-    result = run_recipe("prepare_shards.py", *flags, "--output_dir", shards / "ray")
-    assert result.returncode == 0, result.stderr
-    assert content(shards / "ray") == content(shards / "shards")
-    (shards / "b.jsonl").write_text('{"text": "unu"}\n{"text": \n')
-    flags = [*flags, "--output_dir", shards / "broken", "--corpus_files", shards / "b.jsonl"]
-    check_refused(run_recipe("prepare_shards.py", *flags), "b.jsonl, line 2: not one JSON object per line")
-    ray.shutdown()
