@@ -75,7 +75,7 @@ def nothing_in(folder):
 
 
 def test_shards_are_trained_from_with_the_settings_that_made_them(shards, run_recipe):
-    assert not (shards / "shards" / "work").exists()
+    assert not (shards / "shards" / "unfinished").exists()
     before = content(shards / "shards")
     result = run_recipe("pretrain.py", *pretrain_flags(shards))
     assert result.returncode == 0, result.stderr
@@ -197,7 +197,7 @@ def test_workers_end_with_the_process_that_started_them_and_the_next_one_goes_on
     process.wait()
     psutil.wait_procs(children, timeout=20)
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-    assert (shards / "killed" / "work" / "clean" / "00002").is_dir()
+    assert (shards / "killed" / "unfinished" / "clean" / "00002").is_dir()
     assert subprocess.run(command, timeout=300).returncode == 0
     assert content(shards / "killed") == expected
 
@@ -261,8 +261,8 @@ def test_a_dry_run_prints_the_scripts_of_slurm_and_writes_nothing(folder, run_re
     for line, number in (
         *(("#SBATCH --partition=night", 6), ("#SBATCH --mem-per-cpu=3G", 6), ("#SBATCH --array=0-2%2", 4)),
         *(("#SBATCH --array=0-0%2", 2), ("#SBATCH --job-name=shards_seal", 1)),
-        (f"launch_pickled_pipeline {folder}/shards/work/logs/clean/executor.pik", 1),
-        (f"#SBATCH --output={folder}/shards/work/logs/clean/slurm_logs/%A_%a.out", 1),
+        (f"launch_pickled_pipeline {folder}/shards/unfinished/logs/clean/executor.pik", 1),
+        (f"#SBATCH --output={folder}/shards/unfinished/logs/clean/slurm_logs/%A_%a.out", 1),
     ):
         assert result.stdout.count(line) == number, line
     assert not (folder / "shards").exists()
