@@ -1,4 +1,4 @@
-"""The stages of preparing shards as datatrove runs them: on this machine, on Slurm, on Ray or as Hugging Face Jobs.
+"""The stages of preparing shards as datatrove runs them: on this machine, on Slurm or on Ray.
 
 In comes a job (`shard_job`); out goes a folder of packed rows (`packed_rows`). Whether a task is done says its folder
 (`stages`), not the empty marker that datatrove leaves.

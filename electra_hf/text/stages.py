@@ -34,7 +34,7 @@ from electra_hf.text.run_tokenizer import prepare_tokenizer
 from electra_hf.text.sources import Source
 from electra_hf.text.tokenization import load_tokenizer, measure_tokenizer
 
-WORK = "work"
+WORK = "unfinished"
 SPLITS = ("train", "test")
 READING = ("text_column", "encoding_errors", "text_unit")  # settings of `read_sentences`
 BLOCK = 128  # texts that stay together when a source is dealt out: neighbours make some rows of one document
@@ -48,7 +48,7 @@ CODE = [*PREPARATION, *(digest(Path(__file__).with_name(f"{name}.py")) for name 
 
 @dataclass(frozen=True)
 class Job:
-    """What is made from what: all that a task has to know besides its own number. Lies in FOLDER/work/job/."""
+    """What is made from what: all that a task has to know besides its own number. Lies in `unfinished/job`."""
 
     folder: str
     tasks: int

@@ -75,7 +75,7 @@ def nothing_in(folder):
 
 
 def test_shards_are_trained_from_with_the_settings_that_made_them(shards, run_recipe):
-    assert not (shards / "shards" / "work").exists()
+    assert not (shards / "shards" / "unfinished").exists()
     before = content(shards / "shards")
     result = run_recipe("pretrain.py", *pretrain_flags(shards))
     assert result.returncode == 0, result.stderr
@@ -111,6 +111,10 @@ def test_a_finished_job_is_found_finished_and_another_one_is_refused(shards, run
         ({"max_length": 32}, "max_length: 32 is not what the packed rows were made with, 16"),
         ({"tokenizer_type": "bpe"}, "tokenizer_type: 'bpe' is not what the packed rows were made with, 'wordpiece'"),
         ({"packed_rows": "nowhere"}, "packed_rows: nowhere holds no packed rows (there is no such folder)"),
+        (
+            {"packed_rows": "outputs/nowhere"},
+            "packed_rows: there is no folder outputs/nowhere here, and no such dataset",
+        ),
         ({"packed_rows": ""}, "packed_rows: is empty"),
         ({"tokenizer_name_or_path": "TOKENIZER"}, "these rows were packed with another tokenizer than that of"),
     ],
@@ -193,7 +197,7 @@ def test_workers_end_with_the_process_that_started_them_and_the_next_one_goes_on
     process.wait()
     psutil.wait_procs(children, timeout=20)
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-    assert (shards / "killed" / "work" / "clean" / "00002").is_dir()
+    assert (shards / "killed" / "unfinished" / "clean" / "00002").is_dir()
     assert subprocess.run(command, timeout=300).returncode == 0
     assert content(shards / "killed") == expected
 
@@ -257,8 +261,8 @@ def test_a_dry_run_prints_the_scripts_of_slurm_and_writes_nothing(folder, run_re
     for line, number in (
         *(("#SBATCH --partition=night", 6), ("#SBATCH --mem-per-cpu=3G", 6), ("#SBATCH --array=0-2%2", 4)),
         *(("#SBATCH --array=0-0%2", 2), ("#SBATCH --job-name=shards_seal", 1)),
-        (f"launch_pickled_pipeline {folder}/shards/work/logs/clean/executor.pik", 1),
-        (f"#SBATCH --output={folder}/shards/work/logs/clean/slurm_logs/%A_%a.out", 1),
+        (f"launch_pickled_pipeline {folder}/shards/unfinished/logs/clean/executor.pik", 1),
+        (f"#SBATCH --output={folder}/shards/unfinished/logs/clean/slurm_logs/%A_%a.out", 1),
     ):
         assert result.stdout.count(line) == number, line
     assert not (folder / "shards").exists()
@@ -268,17 +272,3 @@ def test_without_slurm_the_message_says_so(folder, run_recipe, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     flags = prepare_flags(folder, executor="slurm")
     check_refused(run_recipe("prepare_shards.py", *flags), "executor: sbatch did not take the job")
-
-
-@pytest.mark.slow
-def test_ray_makes_the_same_shards_and_tells_what_is_broken(shards, run_recipe, monkeypatch):
-    ray = pytest.importorskip("ray", reason="needs the package ray")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    flags = prepare_flags(shards, executor="ray", workers=2, memory_gb=1)
-    result = run_recipe("prepare_shards.py", *flags, "--output_dir", shards / "ray")
-    assert result.returncode == 0, result.stderr
-    assert content(shards / "ray") == content(shards / "shards")
-    (shards / "b.jsonl").write_text('{"text": "unu"}\n{"text": \n')
-    flags = [*flags, "--output_dir", shards / "broken", "--corpus_files", shards / "b.jsonl"]
-    check_refused(run_recipe("prepare_shards.py", *flags), "b.jsonl, line 2: not one JSON object per line")
-    ray.shutdown()
