@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.metrics import precision_score, recall_score, roc_auc_score
 
-from electra_hf.model.metrics import PretrainingMetrics, diagnose
+from electra_hf.model.metrics import PretrainingMetrics, _area_under_curve, diagnose
 
 
 def batch(rows=8, length=32, seed=0, spread=2.0):
@@ -160,3 +160,13 @@ def test_counts_of_processes_with_other_centres_add_up(shift):
     total.sums, total.histograms = total.sums + parts[1].sums, total.histograms + parts[1].histograms
     expected = roc_auc_score(torch.cat(labels), torch.cat(logits))
     assert total.compute()["rtd_auc"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_area_under_the_curve_takes_no_running_sum_of_floating_point_numbers_which_cuda_may_refuse(monkeypatch):
+    real = torch.Tensor.cumsum
+    summed = []
+    monkeypatch.setattr(torch.Tensor, "cumsum", lambda self, *args: summed.append(self.dtype) or real(self, *args))
+    original, replaced = torch.tensor([3.0, 1.0, 0.0]).double(), torch.tensor([0.0, 1.0, 2.0]).double()
+    # Of 12 pairs the one in the middle wins 3 and is even in 1, the two on the right win 4 each.
+    assert _area_under_curve(original, replaced) == pytest.approx((3 + 0.5 + 2 * 4) / 12)
+    assert summed == [torch.int64]
