@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.metrics import precision_score, recall_score, roc_auc_score
 
-from electra_hf.model.metrics import FINDING_IS_OVER, PretrainingMetrics, diagnose
+from electra_hf.model.metrics import FINDING_IS_OVER, PretrainingMetrics, _area_under_curve, diagnose
 
 
 def batch(rows=8, length=32, seed=0, spread=2.0):
@@ -203,3 +203,13 @@ def test_a_collapsed_layer_is_told_in_plain_words_and_no_number_is_no_finding():
     assert list(collapsed) == ["collapsed"] and "1.2" in collapsed["collapsed"]
     assert set(collapsed) <= set(FINDING_IS_OVER)
     assert diagnose({"effective_rank": 12.0}) == diagnose({}) == {}
+
+
+def test_the_area_under_the_curve_takes_no_running_sum_of_floating_point_numbers_which_cuda_may_refuse(monkeypatch):
+    real = torch.Tensor.cumsum
+    summed = []
+    monkeypatch.setattr(torch.Tensor, "cumsum", lambda self, *args: summed.append(self.dtype) or real(self, *args))
+    original, replaced = torch.tensor([3.0, 1.0, 0.0]).double(), torch.tensor([0.0, 1.0, 2.0]).double()
+    # Of 12 pairs the one in the middle wins 3 and is even in 1, the two on the right win 4 each.
+    assert _area_under_curve(original, replaced) == pytest.approx((3 + 0.5 + 2 * 4) / 12)
+    assert summed == [torch.int64]

@@ -132,3 +132,17 @@ def test_with_a_scaler_as_on_old_cards_a_step_that_overflows_is_left_out_and_all
         [log["discriminator_loss"] for log in trainer.state.log_history if "loss" in log] for trainer in runs.values()
     )
     assert scaled == pytest.approx(plain, rel=1e-2) and scaled != plain
+
+
+def test_full_determinism_trains_and_evaluates(make_trainer, monkeypatch):
+    for name in ("CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "FLASH_ATTENTION_DETERMINISTIC"):
+        monkeypatch.setenv(name, "")  # the library sets them, and this takes them back
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        trainer = make_trainer(max_steps=2, logging_steps=1, full_determinism=True)
+        assert torch.are_deterministic_algorithms_enabled()
+        trainer.train()
+        trainer.evaluate()
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert all("rtd_auc" in log for log in trainer.state.log_history if "loss" in log)

@@ -155,3 +155,26 @@ def test_the_signal_of_one_process_ends_both_at_the_same_step_and_no_step_waits_
     for report in reports:
         assert report["backend"] == "gloo"
         assert report["asked"] == [{"all_reduce, CPU, goes on": 1}] * 19
+
+
+@pytest.mark.slow
+def test_two_processes_with_accumulation_and_an_uneven_last_step_have_the_losses_of_one(machines, monkeypatch):
+    """Through the real recipe: rows do not fill the last batch of an epoch, nor batches its last step."""
+    network = json.dumps(json.loads(NETWORK) | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+    (folder,) = machines("abcdefg")
+    monkeypatch.chdir(folder)
+    script, runs = Path(__file__).parents[1] / "pretrain_by_row.py", []
+    for processes in (1, 2):
+        own = {"output_dir": f"run-{processes}", "per_device_train_batch_size": 8 // processes}
+        own |= {"gradient_accumulation_steps": 3, "logging_steps": 1, "generator": network, "discriminator": network}
+        own |= {"max_steps": 6, "save_steps": 6, "learning_rate": 1e-4}
+        flags = [part for name, value in own.items() for part in (f"--{name}", value)]
+        torchrun(script, *COMMAND, *flags, processes=processes)
+        state = json.loads((folder / own["output_dir"] / "checkpoint-6" / "trainer_state.json").read_text())
+        runs.append(state["log_history"])
+    metrics = [json.loads((folder / f"run-{processes}" / "metrics.json").read_text()) for processes in (1, 2)]
+    one, two = ([log["loss"] for log in run if "loss" in log] for run in runs)
+    assert len(set(one)) == 6 and two == pytest.approx(one, rel=1e-6)
+    # An uneven step: fewer tokens than six of three micro-batches have.
+    assert metrics[0]["train_tokens"] == metrics[1]["train_tokens"] < 6 * 3 * 8 * 16
+    assert metrics[1]["eval_loss"] == pytest.approx(metrics[0]["eval_loss"], rel=1e-6)
