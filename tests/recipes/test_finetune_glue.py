@@ -1,6 +1,4 @@
-import importlib.util
 import json
-import signal
 import sys
 from pathlib import Path
 
@@ -20,18 +18,6 @@ FILES = {
     "MNLI": ("index\tsentence1\tsentence2\tgold_label", "0\t{text}\tgood\t{word}"),
     "RTE": ("index\tsentence1\tsentence2\tlabel", "0\t{text}\tgood\t{word2}"),
 }
-
-
-@pytest.fixture(scope="module")
-def recipe():
-    spec = importlib.util.spec_from_file_location("finetune_glue", ROOT / "recipes" / "finetune_glue.py")
-    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-    yield module
-    for number, handler in handlers.items():  # a recipe sets its own
-        signal.signal(number, handler)
-    del sys.modules[spec.name]
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,7 @@
 import gzip
-import importlib.util
 import json
 import random
 import re
-import signal
 import sys
 from pathlib import Path
 
@@ -43,20 +41,6 @@ def write(path, articles):
     content = json.dumps({"version": "x", "data": articles}).encode()
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     return path
-
-
-@pytest.fixture(scope="module")
-def recipe():
-    spec = importlib.util.spec_from_file_location(
-        "finetune_question_answering", ROOT / "recipes" / "finetune_question_answering.py"
-    )
-    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-    yield module
-    for number, handler in handlers.items():  # a recipe sets its own
-        signal.signal(number, handler)
-    del sys.modules[spec.name]
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 import ast
-import importlib.util
 import json
 import re
-import signal
 import sys
 from pathlib import Path
 
@@ -27,20 +25,6 @@ SINGLE = [(text, "up") for text in words(GOOD, 12, 2)] + [(text, "down") for tex
 LONG = [(" ".join([GOOD] * 20), "up"), (" ".join([BAD] * 20), "down")]
 PAIRS = [(a, b, str(int((a in GOOD) == (b in GOOD)))) for a in ("good", "bad") for b in ("fine", "poor")] * 6
 NUMBERS = [(" ".join(["good"] * n + ["bad"] * (6 - n)), f"{1000 + 100.5 * n}") for n in range(7)] * 4
-
-
-@pytest.fixture(scope="module")
-def recipe():
-    spec = importlib.util.spec_from_file_location(
-        "finetune_text_classification", ROOT / "recipes" / "finetune_text_classification.py"
-    )
-    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-    yield module
-    for number, handler in handlers.items():  # a recipe sets its own
-        signal.signal(number, handler)
-    del sys.modules[spec.name]
 
 
 @pytest.fixture(scope="module")

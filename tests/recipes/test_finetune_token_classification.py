@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import re
 import sys
@@ -29,15 +28,6 @@ SENTENCES = [
     "la/DET granda/ADJ hundo/NOUN dormas/VERB ./PUNCT",
 ]
 TEST = [SENTENCES[0], "la/DET bela/ADJ kato/NOUN \u00ad/PUNCT dormas/VERB ./PUNCT", "ho/INTJ hundo/NOUN"]
-
-
-@pytest.fixture(scope="module")
-def recipe():
-    spec = importlib.util.spec_from_file_location("finetune_token_classification", RECIPE)
-    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 @pytest.fixture(scope="module")
