@@ -174,13 +174,16 @@ def is_plain(word):
 
 @torch.no_grad()
 def suspicion_of(words, tokenizer, model):
-    """How strange the model finds each word: a word is as strange as its strangest token. None for a long sentence."""
+    """How strange the model finds each word: the mean over its tokens, in logits. None for a long sentence.
+
+    With the strangest token instead, rare words would be marked wherever they stand: they have the most tokens.
+    """
     encoding = tokenizer(words, is_split_into_words=True, return_tensors="pt")
     if encoding["input_ids"].shape[1] > model.config.max_position_embeddings:
         return None
     logits = model(**encoding).logits[0].tolist()
     spans = [encoding.word_to_tokens(number) for number in range(len(words))]
-    return [max(logits[span.start : span.end]) for span in spans]
+    return [mean(logits[span.start : span.end]) for span in spans]
 
 
 def number(value):
