@@ -322,7 +322,7 @@ def test_the_card_s_lines_print_the_recipe_s_own_predictions_of_long_texts_too(r
     (tmp_path / "train.txt").write_text("\n".join(words) + "\n\n" + "\n".join(words[::-1]) + "\n")
     files = {name: tmp_path / f"{name}.txt" for name in ("train", "test")}
     run(tmp_path / "run", train_file=files["train"], test_file=files["test"], max_length=12, num_train_epochs=8)
-    first, of_file = code_of(tmp_path / "run")
+    first, of_file, stock = code_of(tmp_path / "run")
     sentences = tags_of(tmp_path / "run" / "predictions.tsv")
     assert len(sentences[0][0]) == 180
     namespace = {}
@@ -331,6 +331,10 @@ def test_the_card_s_lines_print_the_recipe_s_own_predictions_of_long_texts_too(r
         assert capsys.readouterr().out.splitlines() == [f"{w} {t}" for w, t in zip(words, tags, strict=True)]
     exec(of_file.replace("test.conllu", str(tmp_path / "test.txt")), namespace)
     assert namespace["tags"] == [tags for _, tags in sentences]
+    for words in (list(CONLLU_WORDS)[:2], list(CONLLU_WORDS)[::-1][:2]):  # one window
+        exec(stock.replace("Put a sentence of your own here .", " ".join(words)), {})
+        tags = namespace["tag_words"](words, namespace["model"], namespace["tokenizer"])
+        assert capsys.readouterr().out.splitlines() == [f"{w} {t}" for w, t in zip(words, tags, strict=True)]
 
 
 RUNNING = [
