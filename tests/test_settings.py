@@ -58,10 +58,15 @@ def test_every_setting_gets_the_value_that_it_was_given_or_is_named(key, value):
     assert is_of(found, str(annotation)), (found, annotation)
 
 
+CHOSEN_BY_THE_DEVICE = ("bf16", "fp16", "torch_compile")
+
+
 @pytest.mark.parametrize("key", list(KNOWN), ids=lambda key: key[1])
 def test_every_default_is_a_value_of_its_setting(key):
     """So that what `recipe.yaml` holds can be read again."""
     known, annotation = KNOWN[key]
+    if known.default is None and known.name in CHOSEN_BY_THE_DEVICE:
+        return  # it is true or false before anything is written (test_device.py)
     if isinstance(known.default, (bool, int, float, str)) or known.default is None:
         default = known.default.value if isinstance(known.default, Enum) else known.default
         if default != "":
