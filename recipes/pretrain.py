@@ -42,7 +42,7 @@ ARGUMENTS = (RowsArguments, TokenizerArguments, ModelArguments, CardArguments, P
 def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
     # Processes, on one machine or several: all are told alike, one of each output_dir writes, and one prepares first
     check_agreement(lambda: common_settings(corpus_args, tokenizer_args, model_args, card_args, training_args))
-    push, checkpoint = together(lambda: look_before_start(model_args, training_args))
+    push, checkpoint = together(lambda: look_before_start(tokenizer_args, model_args, training_args))
     output_dir = Path(training_args.output_dir)
     rows_folder = in_turns(lambda: find_rows(corpus_args, tokenizer_args))
     share_output_dir(training_args)
@@ -108,11 +108,12 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
         push_results(repositories, push)
 
 
-def look_before_start(model_args, training_args):
+def look_before_start(tokenizer_args, model_args, training_args):
     """What is wrong with the command is told before hours of work: where to push, and the checkpoint to go on from."""
     push = take_push_settings(training_args)
     check_writable(training_args.output_dir)
     check_published(model_args)
+    tokenizer_args.check_existing(existing_tokenizer(tokenizer_args, model_args))
     return push, checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
 
 
@@ -129,9 +130,7 @@ def find_rows(corpus_args, tokenizer_args):
 
 def existing_tokenizer(tokenizer_args, model_args):
     """The tokenizer that is named, or that of a published discriminator; None where one is to be trained."""
-    name = tokenizer_args.tokenizer_name_or_path or model_args.discriminator_name_or_path
-    tokenizer_args.check_existing(name)
-    return name
+    return tokenizer_args.tokenizer_name_or_path or model_args.discriminator_name_or_path
 
 
 def prepare_rows(corpus_args, tokenizer_args, model_args, output_dir, checkpoint):

@@ -71,7 +71,7 @@ def pretrain_on(text, output_dir, arguments):
     flags = ["--config", CONFIG / "pretrain.yaml", "--corpus_files", text, "--output_dir", output_dir]
     groups = parse_arguments(*pretrain.ARGUMENTS, argv=[*map(str, flags), *shown(arguments)])
     training_args = groups[-1]
-    for name in ("max_steps", "generator_only_steps", "warmup_steps"):
+    for name in ("max_steps", "generator_only_steps", "warmup_steps", "discriminator_warmup_steps"):
         setattr(training_args, name, max(1, round(arguments.share * getattr(training_args, name))))
     pretrain.main(*groups)
     return groups[0]

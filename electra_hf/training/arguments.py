@@ -220,8 +220,15 @@ class PretrainingArguments(TrainingArguments):
     generator_only_steps: int | None = field(
         default=None,
         metadata={
-            "help": "Two stages: the generator alone for these steps, then both from its weights (default: 0; a tenth "
-            "of all steps where a published discriminator gets a new generator)."
+            "help": "Two stages: the generator alone for these steps, then both from its weights (default: 0; where a "
+            "published discriminator gets a new generator a tenth of all steps, but 1,000 at least, or half)."
+        },
+    )
+    discriminator_warmup_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Steps for which the rate warms up once more when the discriminator begins to learn after "
+            "generator_only_steps (default: 0; where it was published as many as at the start)."
         },
     )
     weight_decay: float = field(default=0.01, metadata={"help": "Not on biases and LayerNorm."})
@@ -259,6 +266,8 @@ class PretrainingArguments(TrainingArguments):
             raise InputError(f"optim: expected one of {', '.join(OPTIMIZERS)}, got {self.optim.value}.")
         if (self.generator_only_steps or 0) < 0:
             raise InputError(f"generator_only_steps: expected 0 or more, got {self.generator_only_steps}.")
+        if (self.discriminator_warmup_steps or 0) < 0:
+            raise InputError(f"discriminator_warmup_steps: expected 0 or more, got {self.discriminator_warmup_steps}.")
         # A batch goes to the device while that computes; otherwise every copy would wait for the step before it.
         self.accelerator_config.non_blocking = torch.cuda.is_available()
         if self.hub_token is not None:

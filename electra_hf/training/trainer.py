@@ -66,7 +66,7 @@ class ElectraTrainer(Trainer):
             )
         super().__init__(model, args, data_collator=data_collator, **kwargs)
         if args.generator_only_steps is None:
-            args.generator_only_steps = self._max_steps() // 10 if model.generator_is_new else 0
+            args.generator_only_steps = self._steps_of_a_new_generator() if model.generator_is_new else 0
         guard_trackers(self)
         show_plainly(self)
         self.add_callback(OwnRandomStream())
@@ -132,6 +132,11 @@ class ElectraTrainer(Trainer):
             )
         if checkpoint:
             check_same_run(checkpoint, describe_run(self, max_steps))
+
+    def _steps_of_a_new_generator(self):
+        """A tenth of the run, but 1,000 steps at least where that leaves half of it: see recipes/README.md."""
+        max_steps = self._max_steps()
+        return max(max_steps // 10, min(1_000, max_steps // 2))
 
     def _max_steps(self):
         """Steps of the whole run, as the Trainer will count them."""
@@ -361,16 +366,19 @@ class ElectraTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         """The authors' schedule (rule 15): linear decay over all steps, multiplied by the warm-up.
 
-        Where a published discriminator has waited for its generator the rate warms up once more when it begins to
-        learn: Adam knows nothing of its gradients yet, and first steps at the full rate would undo what it learned.
+        When a discriminator begins to learn after `generator_only_steps`, the rate warms up once more for
+        `discriminator_warmup_steps`: Adam knows nothing of its gradients yet, and first steps at the full rate would
+        undo what a published one knows, or push all tokens into one direction.
         """
         if self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
         warmup_steps = max(1, self.args.get_warmup_steps(num_training_steps))
-        waking = self.args.generator_only_steps if self.model.config.discriminator_is_published else 0
+        waking, steps = self.args.generator_only_steps, self.args.discriminator_warmup_steps
+        if steps is None:
+            steps = warmup_steps if self.model.config.discriminator_is_published else 0
 
         def second_warmup(step):
-            return min(1.0, (step - waking + 1) / warmup_steps) if waking and step >= waking else 1.0
+            return min(1.0, (step - waking + 1) / steps) if waking and steps and step >= waking else 1.0
 
         def factor(step):
             first = min(1.0, (step + 1) / warmup_steps)
@@ -380,7 +388,7 @@ class ElectraTrainer(Trainer):
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
         else:
             scheduler = super().create_scheduler(num_training_steps, optimizer)
-            if waking:
+            if waking and steps:
                 given = scheduler.lr_lambdas
                 scheduler.lr_lambdas = [lambda step, own=own: own(step) * second_warmup(step) for own in given]
         self._created_lr_scheduler = True

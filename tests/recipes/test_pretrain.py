@@ -163,7 +163,7 @@ def test_a_discriminator_is_continued_without_its_generator(folder, run_recipe):
     result = run_recipe("pretrain.py", *flags, "--output_dir", folder / "continued", "--save_steps", 1)
     assert result.returncode == 0, result.stderr
     again = yaml.safe_load((folder / "continued" / "recipe.yaml").read_text())
-    assert again["generator_only_steps"] == 2  # a tenth
+    assert again["generator_only_steps"] == 10  # half of a run as short as this
     before = ElectraForPreTraining.from_pretrained(published).state_dict()
     after = ElectraForPreTraining.from_pretrained(folder / "continued" / "discriminator").state_dict()
     assert before.keys() == after.keys()

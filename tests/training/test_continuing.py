@@ -88,10 +88,15 @@ def test_a_generator_that_learns_alone_leaves_the_published_discriminator_as_it_
 
 
 @pytest.mark.parametrize("schedule", ["linear", "constant_with_warmup", "cosine"])
-def test_the_rate_warms_up_once_more_when_a_published_discriminator_begins_to_learn(make_trainer, published, schedule):
-    pair = ElectraForPretraining.from_published(published())
+@pytest.mark.parametrize("asked", [None, 0, 2, 6])
+@pytest.mark.parametrize("is_published", [True, False])
+def test_the_rate_warms_up_once_more_when_the_discriminator_begins_to_learn(
+    make_trainer, published, tiny_model, schedule, asked, is_published
+):
+    pair = ElectraForPretraining.from_published(published()) if is_published else tiny_model()
+    second = (4 if is_published else 0) if asked is None else asked
     settings = {"max_steps": 20, "warmup_steps": 4, "generator_only_steps": 8, "lr_scheduler_type": schedule}
-    trainer = make_trainer(pair, logging_steps=1, learning_rate=1.0, **settings)
+    trainer = make_trainer(pair, logging_steps=1, learning_rate=1.0, discriminator_warmup_steps=asked, **settings)
     trainer.create_optimizer()
     scheduler = trainer.create_scheduler(20)
     rates = []
@@ -104,20 +109,26 @@ def test_the_rate_warms_up_once_more_when_a_published_discriminator_begins_to_le
     untouched.create_optimizer()
     usual = untouched.create_scheduler(20)
     for step, rate in enumerate(rates):
-        expected = usual.get_last_lr()[0] * (min(1, (step - 8 + 1) / 4) if step >= 8 else 1)
+        expected = usual.get_last_lr()[0] * (min(1, (step - 8 + 1) / second) if second and step >= 8 else 1)
         assert rate == pytest.approx(expected), step
         usual.optimizer.step()
         usual.step()
 
 
-def test_a_new_generator_learns_alone_for_a_tenth_of_the_run_unless_told_otherwise(make_trainer, published):
+@pytest.mark.parametrize(
+    ("max_steps", "asked", "steps"),
+    [(40, None, 20), (1_500, None, 750), (5_000, None, 1_000), (30_000, None, 3_000), (40, 0, 0), (40, 5, 5)],
+)
+def test_a_new_generator_learns_alone_for_a_tenth_of_the_run_or_1000_steps_unless_told_otherwise(
+    make_trainer, published, max_steps, asked, steps
+):
+    pair = ElectraForPretraining.from_published(published())
+    trainer = make_trainer(pair, max_steps=max_steps, warmup_steps=2, generator_only_steps=asked)
+    assert trainer.args.generator_only_steps == steps
+
+
+def test_with_both_networks_published_neither_learns_alone_unless_asked(make_trainer, published):
     folder = published()
-    steps = {}
-    for asked in (None, 0, 5):
-        pair = ElectraForPretraining.from_published(folder)
-        trainer = make_trainer(pair, max_steps=40, warmup_steps=2, generator_only_steps=asked)
-        steps[asked] = trainer.args.generator_only_steps
-    assert steps == {None: 4, 0: 0, 5: 5}
     both = ElectraForPretraining.from_published(folder, published(ElectraForMaskedLM))
     assert make_trainer(both, max_steps=40, warmup_steps=2).args.generator_only_steps == 0
 
