@@ -17,9 +17,8 @@ logger = logging.getLogger(__name__)
 RUN = "run.json"
 # A run that differs in one of these does not go on where its checkpoint stopped.
 _SETTINGS = (
-    *(
-        "seed data_seed world_size generator_only_steps discriminator_warmup_steps learning_rate warmup_steps lr_scheduler_type optim"
-    ).split(),
+    *("seed data_seed world_size generator_only_steps discriminator_warmup_steps").split(),
+    *("learning_rate warmup_steps lr_scheduler_type optim").split(),
     *("weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm").split(),
 )
 # These may change; the run goes on with the new ones, and says so.
