@@ -70,7 +70,7 @@ def main(encoder_args, glue_args, training_args):
         )
     check_folders(encoder_args, training_args.output_dir)
     output_dir = Path(training_args.output_dir)
-    # Said before hours are spent: which tasks will be missing in the table, and why.
+    # Before hours are spent: which tasks can be run at all.
     tasks, absent = find_tasks(glue_args)
     results = {}
     for task in tasks:
@@ -127,7 +127,7 @@ def run_task(task, encoder_args, glue_args, training_args):
         max_length=glue_args.max_length,
         max_train_samples=glue_args.max_train_samples,
     )
-    epochs = training_args.num_train_epochs or task.epochs
+    epochs = training_args.num_train_epochs or task.epochs  # the paper: 10 for RTE and STS-B, else 3
     training_args = replace(training_args, output_dir=str(folder), num_train_epochs=epochs)
     with training_args.main_process_first(desc=f"reading {task.title}"):
         data = load_examples(arguments)
@@ -178,6 +178,7 @@ def read_result(file, identity):
         result = read_json(file)
     except InputError:  # a result can be made again
         return None
+    # Through JSON, which makes lists of tuples and strings of numbers as keys.
     return result.get("scores") if result.get("settings") == json.loads(json.dumps(identity)) else None
 
 

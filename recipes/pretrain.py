@@ -58,6 +58,7 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
         )
     )
     check_agreement(lambda: describe_data(report, tokenizer, train_rows, test_rows, checkpoint))
+    # Too few rows for one batch would train nothing, and end well.
     check_rows(train_rows, training_args.train_batch_size * training_args.world_size)
 
     # Model: a small generator, and the discriminator that will be kept
@@ -70,6 +71,7 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
     )
     trainer.check_start(checkpoint)  # a command that does not fit touches nothing of the run before
     if trainer.is_world_process_zero():
+        # Results of an earlier run must not stand beside those of this one.
         if checkpoint is None:
             set_results_aside(output_dir)
         if test_texts is not None:
@@ -122,6 +124,7 @@ def find_rows(corpus_args, tokenizer_args):
     if corpus_args.packed_rows:
         folder = find_packed_rows(corpus_args.packed_rows)
         adopt_settings(read_manifest(folder), corpus_args, tokenizer_args)
+    # Checked after the settings of the shards are adopted: theirs counts.
     if not corpus_args.test_share:
         raise InputError("test_share: 0 holds out nothing to measure on. Give a small share, such as 0.01.")
     return folder
@@ -160,6 +163,7 @@ def prepare_rows(corpus_args, tokenizer_args, model_args, output_dir, checkpoint
 def open_rows(rows_folder, tokenizer_args, model_args, output_dir, checkpoint, verify):
     """From a folder of shards: the same, without texts."""
     packed = open_packed_rows(rows_folder, verify)
+    # A command may name the tokenizer that the rows have, and no other one.
     check_tokenizer(packed.manifest, existing_tokenizer(tokenizer_args, model_args))
     tokenizer = prepare_tokenizer(
         output_dir / "tokenizer",

@@ -149,6 +149,7 @@ def _file_part(source, arguments):
 
 def content_of(source: Source) -> str:
     """The same for the same content, wherever it lies: a digest, and the ending, which says how to read it."""
+    # The last one is the name of a Leipzig file, whose lines are numbered without being judged.
     return f"{_digest(source)} {inner_suffix(source.name)} {is_sentences(source.name)}"
 
 
@@ -181,7 +182,7 @@ def prepare_corpus(
     parts: list[Part], tagged: TaggedSentences, test_share: float, folder: Path, text_unit: str = "line"
 ) -> None:
     """Write `train.arrow`, `test.arrow` and `corpus.json` to `folder`. Raises `InputError` where nothing is left."""
-    seen, sources = SeenHashes(), []
+    seen, sources = SeenHashes(), []  # one `seen` for all sources: duplicates are looked for across files
     with ExitStack() as stack:
         splits = {split: stack.enter_context(SplitWriter(folder / f"{split}.arrow")) for split in ("train", "test")}
         # One bar for all: ten thousand small files would print ten thousand.
@@ -194,6 +195,7 @@ def prepare_corpus(
                 batch = clean_batch({"text": texts}, tagged, seen, counts)
                 for split, sentences in split_batch(batch, test_share).items():
                     splits[split].write(sentences)
+    # The fingerprints are taken while the texts pass by: reading the files again would take a second pass.
     sizes = {split: writer.size for split, writer in splits.items()}
     fingerprints = {split: writer.fingerprint.hexdigest() for split, writer in splits.items()}
     write_json(folder / "corpus.json", make_report(sources, sizes, fingerprints, tagged, test_share, text_unit))

@@ -44,6 +44,7 @@ def prepare_tokenizer(
         {"tokenizer_name_or_path": digest_tokenizer(source)} if source else {"text": texts._fingerprint, **settings}
     )
     if checkpoint:
+        # Whatever lies in `folder`: the weights of the checkpoint fit its own tokenizer alone.
         return _load_of_checkpoint(Path(checkpoint), Path(folder), wanted)
     found = _load_or_none(folder)
     # One that was made from the same text with the same settings is used again.
