@@ -187,7 +187,7 @@ def listen(host, port):
 
 
 def open_all(folders):
-    """The models of the folders, each with a name that tells it from the others. Raises `InputError`."""
+    """The models of the folders, each with a name that no other one has. Raises `InputError`."""
     if folders == QUICKSTART and not any(Path(folder).is_dir() for folder in folders):
         raise InputError(
             f"There is no {folders[0]} yet. Make it with `make quickstart`, or give your own folders with --folders."
@@ -201,7 +201,7 @@ def open_all(folders):
 
 
 def name_folders(paths):
-    """The ends of the paths that tell them apart: pretrain and tagger, or a/pretrain and b/pretrain."""
+    """The shortest ends of the paths that are all different: pretrain and tagger, or a/pretrain and b/pretrain."""
     for length in range(1, max(len(path.parts) for path in paths)):
         names = ["/".join(path.parts[-length:]) for path in paths]
         if len(set(names)) == len(names):

@@ -153,7 +153,7 @@ def run_task(task, encoder_args, glue_args, training_args):
 
 
 def describe_result(encoder_args, training_args, inputs):
-    """What a result on disk has to have in common with a run, to stand for it: encoder, inputs, settings."""
+    """What a result on disk has to have in common with a run to be used instead of it: encoder, inputs, settings."""
     settings = json.loads(training_args.to_json_string())
     settings = {name: value for name, value in settings.items() if not name.startswith(NO_MATTER)}
     start = Path(encoder_args.model_name_or_path)

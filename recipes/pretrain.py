@@ -58,7 +58,7 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
         )
     )
     check_agreement(lambda: describe_data(report, tokenizer, train_rows, test_rows, checkpoint))
-    # Too few rows for one batch would train nothing, and end well.
+    # With fewer rows than one batch takes, nothing would be trained.
     check_rows(train_rows, training_args.train_batch_size * training_args.world_size)
 
     # Model: a small generator, and the discriminator that will be kept
@@ -111,7 +111,7 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
 
 
 def look_before_start(model_args, training_args):
-    """What is wrong with the command is told before hours of work: where to push, and the checkpoint to go on from."""
+    """Where to push, and the checkpoint to go on from. A wrong command is reported here, before hours of work."""
     push = take_push_settings(training_args)
     check_writable(training_args.output_dir)
     check_published(model_args)
@@ -124,7 +124,7 @@ def find_rows(corpus_args, tokenizer_args):
     if corpus_args.packed_rows:
         folder = find_packed_rows(corpus_args.packed_rows)
         adopt_settings(read_manifest(folder), corpus_args, tokenizer_args)
-    # Checked after the settings of the shards are adopted: theirs counts.
+    # Checked only now, since with shards it is their test_share that counts.
     if not corpus_args.test_share:
         raise InputError("test_share: 0 holds out nothing to measure on. Give a small share, such as 0.01.")
     return folder

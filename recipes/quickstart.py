@@ -30,7 +30,7 @@ SHOWN = 5  # sentences with a replaced word, the first of all that are measured
 
 @dataclass
 class QuickstartArguments:
-    """How much of it, where to, and how much is said."""
+    """How much is trained, where the results go, and how much is printed."""
 
     output_dir: str = field(default="outputs/quickstart", metadata={"help": "The folder for all results."})
     packages: list[str] = field(

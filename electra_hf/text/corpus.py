@@ -84,7 +84,7 @@ class CorpusArguments:
 
     def __post_init__(self) -> None:
         refuse_blank_settings(self)
-        # The choices too: the command line checks them by their type, a caller in Python may give anything.
+        # The command line checks the choices by their type. These checks are for callers in Python.
         if not 0 <= self.test_share < 1:
             raise InputError(f"test_share: expected a share from 0 to below 1, got {self.test_share}.")
         if self.text_unit not in ("line", "document"):
@@ -149,7 +149,7 @@ def _file_part(source, arguments):
 
 def content_of(source: Source) -> str:
     """The same for the same content, wherever it lies: a digest, and the ending, which says how to read it."""
-    # The last one is the name of a Leipzig file, whose lines are numbered without being judged.
+    # Whether it has the name of a Leipzig file counts too: its lines are then read as numbered.
     return f"{_digest(source)} {inner_suffix(source.name)} {is_sentences(source.name)}"
 
 
@@ -169,7 +169,8 @@ def _dataset_part(arguments):
 
 
 def _identity(parts, tagged, arguments):
-    # Contents in their order and no names: of equal texts the first one is kept, and the report is named anew above.
+    # The order of the contents counts, since of equal texts the first is kept. Names do not count: `load_corpus` puts
+    # those of today into the report.
     contents = (
         [part.content for part in parts],
         [f"{_digest(source)} {inner_suffix(source.name)}" for source in tagged],
@@ -195,7 +196,7 @@ def prepare_corpus(
                 batch = clean_batch({"text": texts}, tagged, seen, counts)
                 for split, sentences in split_batch(batch, test_share).items():
                     splits[split].write(sentences)
-    # The fingerprints are taken while the texts pass by: reading the files again would take a second pass.
+    # The fingerprints were taken while the texts were written, which saves a second pass over them.
     sizes = {split: writer.size for split, writer in splits.items()}
     fingerprints = {split: writer.fingerprint.hexdigest() for split, writer in splits.items()}
     write_json(folder / "corpus.json", make_report(sources, sizes, fingerprints, tagged, test_share, text_unit))

@@ -1,4 +1,4 @@
-"""Text from http(s) addresses: fetched once, continued where it was cut, and never half of two versions joined."""
+"""Text from http(s) addresses: fetched once, continued after a break, and never joined from two versions of a file."""
 
 import logging
 import os

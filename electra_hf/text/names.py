@@ -16,7 +16,7 @@ def printable(name: str) -> str:
     """The name as it can be printed and saved: unprintable characters are escaped, and a long name is cut inside."""
     if len(name) > LONGEST_SHOWN:
         name = f"{name[: LONGEST_SHOWN // 2]}…{name[-LONGEST_SHOWN // 2 :]}"
-    # Also what stands for the bytes of a file name that is not UTF-8: no output could encode it.
+    # Python has characters of its own for the bytes of a file name that is not UTF-8. No output can encode those.
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in name
     )

@@ -159,7 +159,7 @@ def find_packed_rows(name: str) -> Path:
 
     What is fetched lies in the Hub's cache, and is compared with its manifest like any other. Raises `InputError`.
     """
-    # What is no name of the Hub either is taken for a folder, so that the message speaks of a folder.
+    # A name that the Hub cannot have is taken for a folder, and is then reported as one that is missing.
     if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
         return Path(name)
     repo_id, _, revision = name.partition("@")
@@ -192,10 +192,10 @@ def read_manifest(folder: str | Path) -> dict:
 
 
 def open_packed_rows(folder: str | Path, verify: bool = True) -> PackedFolder:
-    """Map the rows of a finished folder, after a comparison of every file with the manifest where `verify` says so.
+    """Map the rows of a finished folder. With `verify`, every file is compared with the manifest first.
 
-    Without it, sizes are compared alone: one process of a machine is enough to read everything. Raises `InputError`
-    that names what is missing, cut, damaged or of another tokenizer.
+    Without it only the sizes are compared: it is enough that one process of a machine reads everything. Raises
+    `InputError` that names what is missing, cut, damaged or of another tokenizer.
     """
     folder, manifest = Path(folder), read_manifest(folder)
     # Files first: a damaged one would fail below with a message of pyarrow or tokenizers that names no way out.

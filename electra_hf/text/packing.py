@@ -99,7 +99,7 @@ def _pack_checked(texts, backend, vocab_size, settings):
     try:
         rows = pack_texts({"text": texts}, backend, **settings)["input_ids"]
         largest = int(rows.max(initial=0))
-    except OverflowError:  # an id that uint16 does not hold: how large it is, numpy does not say
+    except OverflowError:  # an id is too large for uint16, and numpy does not say which
         largest = 2**16
     if largest >= vocab_size:
         raise InputError(

@@ -34,7 +34,7 @@ def prepared_folder(cache: Path, name: str, prepare: Callable[[Path], None]) -> 
     Raises `InputError` where the disk refuses; then nothing half-written stays.
     """
     folder = cache / name
-    # Without the lock first: a lock is a file, which a read-only cache does not take.
+    # First without the lock: a lock is a file, and a finished cache may be read-only.
     if find_damage(folder) is None:
         return folder
     with refusals_of_the_disk(folder):
@@ -54,7 +54,7 @@ def _prepare_unless_whole(folder, prepare):
     with new_folder(folder) as unfinished:
         prepare(unfinished)
         manifest = {
-            # For whoever looks for the cause of a difference; nothing compares them.
+            # Versions help to find the cause of a difference. Nothing compares them.
             "versions": {name: version(name) for name in ("electra_hf", "datasets", "pyarrow")},
             "files": {path.name: _describe(path) for path in sorted(unfinished.iterdir())},
         }

@@ -44,7 +44,7 @@ def locate_with_ranges(words: Iterable[str], are_words: Iterable[bool], text: st
     rest = "".join(text.split())
     for word, is_word in zip(words, are_words, strict=True):
         letters = "".join(word.split())
-        # What the text goes on with is written in it; any other word belongs to the range before it.
+        # A word that the text goes on with is written there. Any other word belongs to the range before it.
         if rest.startswith(letters):
             rest = rest.removeprefix(letters)
             units.append((word, [word] if is_word else [], is_word))

@@ -60,7 +60,7 @@ class ShardArguments:
             raise InputError(
                 f"task_offset, local_tasks: are for several machines by hand, and {self.executor} is not."
             )
-        # A choice, although it is not built, so that it gets a message that names the others.
+        # It is among the choices although it is not built, so that the message can name those that are.
         if self.executor == "jobs":
             raise InputError("executor: jobs is not built yet. Take local, slurm or ray.")
         if self.dry_run and self.executor != "slurm":
@@ -132,7 +132,7 @@ def begin(job: Job) -> None:
 
 
 def _check_same(job, before, what):
-    # Of files a job knows a fingerprint, which tells a reader nothing: the message only says that they have changed.
+    # A job knows files by their fingerprint. That tells a reader nothing, so the message says only that they changed.
     differences = [
         f"{name} {'have changed' if name.endswith('_files') else f'was {before.get(name)!r}, now {now!r}'}"
         for name, now in job.identity.items()

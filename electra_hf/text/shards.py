@@ -139,7 +139,7 @@ def run_in_processes(run: Callable[[int], object], tasks: list[int], workers: in
             for sentinel in wait(list(running)):
                 _check_end(*running.pop(sentinel))
     finally:
-        # Some are left only where one has failed, or a signal has come.
+        # Processes are left here only after a failure or a signal.
         for _, process, _ in running.values():
             process.kill()
             process.join()
@@ -167,7 +167,7 @@ def _check_end(task, process, receiver):
     if receiver.poll():
         try:
             raise receiver.recv()
-        except EOFError:  # it ended without a message: its exit code says whether well
+        except EOFError:  # it sent no error; its exit code says whether it was killed
             pass
     if process.exitcode:
         raise InputError(

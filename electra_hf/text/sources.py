@@ -45,7 +45,7 @@ def find_sources(names: list[str], download_folder: Path, suffixes: Collection[s
     """
     if not all(name.strip() for name in names):
         raise InputError("A path is empty. Give one (was a shell variable not set?), or leave it out.")
-    # All of them at once, before anything is read: a dead address is told in seconds, not after an hour of reading.
+    # All of them at once, before anything is read: a dead address fails in seconds, not after an hour of reading.
     fetched = download_all([name for name in names if is_address(name)], download_folder)
     sources = {}
     for name in names:

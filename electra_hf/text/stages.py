@@ -1,4 +1,4 @@
-"""Shards in five stages, for a corpus past one machine: each is a function of what the stage before left on disk.
+"""Shards in five stages, for a corpus too large for one machine. Each stage reads what the one before left on disk.
 
 clean        texts of this task's part, cleaned, each once within the task; their hashes, sorted
 duplicates   of one range of hashes: which texts of which task another task had before
@@ -6,8 +6,8 @@ texts        what is left, split into train and test
 tokenizer    trained on an even sample of all tasks (one task)
 rows         packed to exactly L ids
 
-What `load_corpus` keeps is what is kept here, with any number of tasks: of equal sentences the first in the order of
-the corpus. Every task writes one folder, whole or not at all, and a folder that is there is never made again. So a
+The stages keep the same texts as `load_corpus`, with any number of tasks: of equal ones the first in the order of the
+corpus. Every task writes one folder, whole or not at all, and a folder that is there is never made again. So a
 task may be killed, started again or given out twice; what it writes depends on the job and its own number alone.
 """
 
@@ -305,7 +305,7 @@ def merge_reports(job: Job) -> dict:
         tagged.add_found(cleaned["found"])
         for number, some in cleaned["sources"].items():  # JSON has made a string of each number
             counts[int(number)].update(some)
-        # The stage `clean` counted as kept what another task had too.
+        # The stage `clean` could not know what other tasks have, and counted these as kept.
         for number, duplicates in texts["duplicates"].items():
             counts[int(number)].update({"kept": -duplicates, "duplicate": duplicates})
         for split in SPLITS:
@@ -330,7 +330,7 @@ def pack_rows(job: Job, task: int, folder: Path) -> None:
         path = folder / f"{split}.arrow"
         texts = read_arrow(job.output("texts", task) / f"{split}.arrow", "texts")
         rows = write_rows(path, texts, backend, len(tokenizer), settings)
-        # The checksum is taken here, by every task for its own: who seals the folder reads no shard again.
+        # Every task takes the checksum of its own shards, so that sealing the folder need not read all of them.
         shards[split] = {"rows": rows, "bytes": path.stat().st_size, "sha256": digest(path)}
     write_json(folder / "shards.json", shards)
 

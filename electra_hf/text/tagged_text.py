@@ -88,7 +88,7 @@ def _refuse(source, number, reason) -> NoReturn:
 
 def _read_columns(blocks, need_tags):
     """The sentences of a file of columns, whose layout is seen from all of its lines."""
-    # The tags first: with them a word `#` is told from a comment.
+    # The tags come first: they help to distinguish a word `#` from a comment.
     tags = {_split(line)[-1] for block in blocks for _, line in block.lines if not line.startswith("#")}
     blocks = [_Block(block.source, _without_comments(block.lines, tags)) for block in blocks]
     counts = Counter(len(_split(line)) for block in blocks for _, line in block.lines)

@@ -30,7 +30,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WAYS = {
     "eager": {"torch_compile": False},
     "compiled": {"torch_compile": True},
-    "graphs": {"torch_compile": True, "torch_compile_mode": "reduce-overhead"},  # PyTorch's name for CUDA graphs
+    "graphs": {"torch_compile": True, "torch_compile_mode": "reduce-overhead"},  # records CUDA graphs
 }
 
 
@@ -143,7 +143,7 @@ def synchronize():
 
 def measure_way(arguments, folder, way, tokens):
     """Tokens per second, peak memory in bytes, and seconds to the first step, compilation included."""
-    # Nothing of the way before: its compiled code, its memory and its highest mark would be counted here.
+    # Forget the way that was timed before: its compiled code and its peak of memory would count here.
     torch._dynamo.reset()
     if DEVICE == "cuda":
         torch.cuda.empty_cache()

@@ -27,7 +27,7 @@ def choose_rows(named: list[str] | None, peers_python: str | None) -> list[str]:
 
     Raises `InputError` for a named row that is unknown or cannot be timed here.
     """
-    # A row that was named has to be timed, or the command is refused; without names it is left out.
+    # A named row that cannot be timed here is an error. Without names such rows are left out.
     obstacles = {row: reason for row in ROWS if (reason := _obstacle(row, peers_python))}
     for row in named or []:
         if row not in ROWS:
@@ -65,7 +65,7 @@ def write_task(folder: Path, texts: Dataset, tokenizer, config, max_length: int,
     rows = np.resize(ids, (max(least_rows, len(ids)), max_length))
     _save(folder / "rows", {"input_ids": rows}, max_length)
 
-    # The same text a sentence a row, padded: what stock recipes train on.
+    # The same text as padded rows of one sentence each, which is what stock recipes train on.
     sentences = tokenizer(
         list(islice(cycle(texts["text"]), max(least_rows, len(texts)))),
         truncation=True,

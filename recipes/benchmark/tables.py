@@ -69,7 +69,7 @@ def format_table(table: list[dict]) -> str:
 
 def draw_benchmark(table: list[dict], path):
     """Draw the rows of a table (`tabulate`) as bars: tokens per second, lowest to highest window."""
-    # As high as it has rows. A Figure without pyplot needs no screen, and nothing that has to be closed.
+    # Not through pyplot, which keeps a figure until it is closed.
     figure = Figure(figsize=(9, 1 + 0.45 * len(table)), layout="constrained")
     axis = figure.subplots()
     speeds = [row["per_second"] for row in table]
