@@ -60,7 +60,7 @@ def collect_documentation(packages: list[str]) -> list[str]:
     Of the usual packages, `PACKAGES`, those that are not installed are left out. Raises `InputError` where another one
     is not installed, or where nothing is documented.
     """
-    sentences = {}
+    sentences = {}  # a dictionary and no set: it keeps the order, and so every run has the same text
     files = [path for name in sorted(packages) for path in source_files(name)]
     gc.disable()  # it would look at every node of every tree again and again, and take three times as long
     try:
@@ -119,6 +119,7 @@ def split_sentences(text: str) -> Iterator[str]:
 def is_sentence(text: str) -> bool:
     """Whether it begins with a capital, ends with a mark, and is 5 to 60 words, nearly all of them plain ones."""
     words = text.split()
+    # Nearly all words, and not all: names, numbers and code words are part of such sentences.
     return (
         5 <= len(words) <= 60
         and SENTENCE.fullmatch(text) is not None

@@ -28,7 +28,7 @@ from electra_hf.settings import read_settings as read_yaml
 from electra_hf.text.tokenization import load_tokenizer
 
 REFERENCE = ("electra", "shared")  # what every other variant is compared with
-UNTRAINED = "untrained"
+UNTRAINED = "untrained"  # folder of the fine-tuning that starts from random weights
 SCORE = "eval_accuracy"
 
 
@@ -67,6 +67,7 @@ class CompareArguments:
             for value in getattr(self, key):
                 if value not in choices:
                     raise InputError(f"{key}: expected some of {', '.join(choices)}, got {value!r}.")
+        # The checkpoints that are fine-tuned are evenly spaced, and the last one is the end of the run.
         max_steps = self.pretrain.get("max_steps")
         if not max_steps or max_steps % self.points:
             raise InputError(f"pretrain: expected max_steps, a multiple of points ({self.points}), got {max_steps}.")
@@ -109,6 +110,7 @@ def steps_to_finetune(settings):
 def check_same_comparison(args):
     """What the runs have in common must not change while a comparison is stopped."""
     output_dir, settings = Path(args.output_dir), {}
+    # Seeds and variants are not among them: more of these add runs, and those that are finished stay valid.
     for name in ("budget", "points", "pretrain", "finetune"):
         settings[name] = getattr(args, name)
     file = output_dir / "settings.json"
@@ -142,13 +144,16 @@ def pretraining_settings(args, variant, seed):
     """Everything that `pretrain.py` is to run with."""
     folder = folder_of(args, variant, seed) / "pretrain"
     settings = args.pretrain | {"objective": variant[0], "embedding_sharing": variant[1], "seed": seed}
+    # As many checkpoints are kept as are fine-tuned, so that none is removed before.
     settings |= {"output_dir": str(folder), "eval_strategy": "no", "save_total_limit": args.points}
     if (variant, seed) != (REFERENCE, args.seeds[0]):
-        settings = {"tokenizer_name_or_path": str(shared_tokenizer(args))} | settings
+        settings = {"tokenizer_name_or_path": str(shared_tokenizer(args))} | settings  # unless the user names one
+    # Without a generator there is no stage in which it learns alone.
     if not OBJECTIVES[variant[0]].has_generator:
         settings["generator_only_steps"] = 0
     if args.budget == "flops" and variant != REFERENCE:
         ratio = count_flops(args, pretraining_settings(args, REFERENCE, seed)) / count_flops(args, settings)
+        # To a multiple of `points`, so that the checkpoints stay evenly spaced.
         settings["max_steps"] = args.points * round(settings["max_steps"] * ratio / args.points)
         settings["generator_only_steps"] = round(settings.get("generator_only_steps", 0) * ratio)
     return settings | {"save_steps": settings["max_steps"] // args.points}
@@ -161,6 +166,7 @@ def count_flops(args, settings, steps=None):
     config = ElectraPretrainingConfig.from_size(
         model_args.model_size, len(load_tokenizer(shared_tokenizer(args))), **networks, **model_args.pair_settings()
     )
+    # In a first stage only the generator computes, which costs less.
     steps = settings["max_steps"] if steps is None else steps
     alone = min(steps, settings.get("generator_only_steps", 0))
     length = tokenizer_args.max_length
@@ -174,6 +180,7 @@ def parse(argument_classes, settings):
 
 
 def pretrain_once(settings):
+    # Written after the last checkpoint: a run that has it is finished, any other one goes on from its checkpoints.
     if not (Path(settings["output_dir"]) / "metrics.json").is_file():
         pretrain.main(*parse(pretrain.ARGUMENTS, settings))
 
@@ -189,7 +196,7 @@ def finetune_once(args, folder, seed, step, from_scratch=False):
     settings = args.finetune | {
         "model_name_or_path": str(folder / f"export_{step}" / "discriminator"),
         "output_dir": str(folder / name),
-        "seeds": [seed],
+        "seeds": [seed],  # that of the pretraining, so that the spread over seeds is that of the whole way
         "from_scratch": from_scratch,
     }
     finetune.main(*parse(finetune.ARGUMENTS, settings))
@@ -201,6 +208,7 @@ def collect(args, variant, seeds):
     metrics = [read_json(run / "pretrain" / "metrics.json") for run in runs]
     settings = pretraining_settings(args, variant, seeds[0])
     step_tokens = metrics[0]["train_tokens"] / settings["max_steps"]
+    # At 0 steps all variants share one point, the untrained network of the reference.
     points = [{"steps": 0, "flops": 0.0, SCORE: scores(args, REFERENCE, seeds, UNTRAINED)}]
     for step in steps_to_finetune(settings):
         flops = step_tokens * count_flops(args, settings, step)
@@ -218,12 +226,14 @@ def measure_speed(args, variants, windows=5, steps=4):
     """Tokens per second of a forward and backward pass with both networks, the variants in turn in one process."""
     trainers, seconds = {}, {variant: [] for variant in variants}
     for variant in variants:
+        # Without a first stage, whose steps would leave the discriminator out.
         settings = pretraining_settings(args, variant, args.seeds[0]) | {"generator_only_steps": 0}
         _, tokenizer_args, model_args, _, training_args = parse(pretrain.ARGUMENTS, settings)
         model = build_pair(model_args, load_tokenizer(shared_tokenizer(args)), tokenizer_args.max_length)
-        # Any tokens cost the same.
+        # Random tokens, from behind the special ones: any tokens cost the same.
         rows = torch.randint(5, 64, (training_args.train_batch_size, tokenizer_args.max_length))
         trainers[variant] = ElectraTrainer(model, training_args), {"input_ids": rows.to(training_args.device)}
+    # In turn, so that other work on the machine slows all of them alike.
     for window in range(windows + 1):
         for variant, (trainer, batch) in trainers.items():
             start = time.perf_counter()
@@ -265,6 +275,7 @@ def format_table(budget, seeds, results):
         "every seed of the other. Operations of a token: counted, and averaged over the run. Tokens per second: of a "
         "forward and backward pass with both networks, all rows of the table in turn in one process."
     )
+    # The first result is the reference. Its first point is the untrained network, and its last one the end of the run.
     untrained, reference = (results[0]["points"][number][SCORE] for number in (0, -1))
     lines = [
         intro,
@@ -275,6 +286,7 @@ def format_table(budget, seeds, results):
     for result in results:
         final = result["points"][-1][SCORE]
         difference = f"{mean(final) - mean(reference):+.4f}" if result is not results[0] else ""
+        # With one seed this says nothing, and the column stays empty.
         apart = "yes" if min(final) > max(reference) or max(final) < min(reference) else "no"
         lines.append(
             f"| {result['objective']} | {result['embedding_sharing']} | {result['tokens'] / 1e6:.1f} "

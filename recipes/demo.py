@@ -33,12 +33,12 @@ from electra_hf.tasks.inspection import (
     tag_words,
 )
 
-# Before gradio is imported: it asks its makers for news and counts its users unless told not to.
+# Before gradio is imported: otherwise it looks for newer versions of itself, and reports that it is used.
 os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
-LONGEST = 20_000  # characters; a browser takes no more buttons than that on two pages
+LONGEST = 20_000  # characters: each token is a button, in the panel of each model, and a browser has to draw them all
 QUICKSTART = ["outputs/quickstart/pretrain", "outputs/quickstart/tagger"]
-# The browser itself keeps the promise that the page asks no other host for anything.
+# With this header the browser itself blocks whatever the page would ask of another host.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 INTRODUCTION = """<h1>What the model sees</h1>
 <p>Type or paste a text. The darker a token, the more suspicious it is to the discriminator: its probability of having
@@ -67,7 +67,7 @@ CSS = """
 .bar { width: 10rem; } .bar i { display: block; height: .8em; background: rgb(235 120 20 / .8); }
 .panel dl { margin: .5rem 0; } .panel dd { margin: 0 0 .4rem; } .panel img { max-width: 100%; background: white; }
 """
-# The panels are written anew with every letter: what listens sits on the element around them.
+# The panels are replaced with every letter typed, so the listeners belong to the element around them.
 SCRIPT = """
 const marks = '[data-token], [data-tag]';
 element.addEventListener('click', (event) => {
@@ -125,7 +125,7 @@ class Shown(NamedTuple):
 
 
 def main(arguments):
-    import_gradio()
+    import_gradio()  # first: a missing package is reported before models are loaded, or a folder is written
     if arguments.space:
         publish(arguments)
     else:
@@ -140,10 +140,11 @@ def show(folders, host, port):
 
 def publish(arguments):
     """Write the folder of the Space, and push it: exit code 3 where only that failed."""
-    check_repo_id(arguments.space, "space")
+    check_repo_id(arguments.space, "space")  # before anything is loaded or written
     models = [shown.reader.folder for shown in open_all(arguments.folders)]
     space = write_space(Path("outputs/space", arguments.space.partition("/")[2]), arguments.space, models, __file__)
     print(f"written: {space}")
+    # The command to push again: it is shown where the push fails.
     again = ["python", "recipes/demo.py", "--folders", *arguments.folders, "--space", arguments.space]
     again += ["--public"] * arguments.public
     try:
@@ -156,7 +157,7 @@ def publish(arguments):
 def import_gradio():
     """Gradio, where it is installed. Raises `InputError` where it is not."""
     try:
-        import gradio
+        import gradio  # an extra: the other recipes do without it
     except ImportError as error:
         raise InputError(
             f"The page needs Gradio ({error}). Install it with `make demo`, or pip install 'electra-hf[demo]'."
@@ -165,15 +166,17 @@ def import_gradio():
 
 
 def listen(host, port):
-    """A socket of our own: of what would come later, a port in use is told before any model is loaded."""
+    """A socket of our own, so that a port in use is reported before any model is loaded."""
     listening = None
     try:
+        # Through getaddrinfo, since the host may be a name, or an address of IPv4 or IPv6.
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
+        # Without this the port stays taken for a while after a page that has just ended.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
         listening.listen()
-    except (OSError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: the part of a host's name is too long
         if listening:
             listening.close()
         reason = getattr(error, "strerror", None) or error
@@ -184,7 +187,7 @@ def listen(host, port):
 
 
 def open_all(folders):
-    """The models of the folders, each with a name that tells it from the others. Raises `InputError`."""
+    """The models of the folders, each with a name that no other one has. Raises `InputError`."""
     if folders == QUICKSTART and not any(Path(folder).is_dir() for folder in folders):
         raise InputError(
             f"There is no {folders[0]} yet. Make it with `make quickstart`, or give your own folders with --folders."
@@ -192,12 +195,13 @@ def open_all(folders):
     logging.disable_progress_bar()  # of weights that are loaded in a moment
     paths = [Path(folder).resolve() for folder in dict.fromkeys(folders)]
     names = name_folders(paths)
+    # dict.fromkeys: a folder that is named twice is shown once.
     readers = [open_reader(folder) for folder in dict.fromkeys(folders)]
     return [Shown(name, reader, summarise(reader.folder)) for name, reader in zip(names, readers, strict=True)]
 
 
 def name_folders(paths):
-    """The ends of the paths that tell them apart: pretrain and tagger, or a/pretrain and b/pretrain."""
+    """The shortest ends of the paths that are all different: pretrain and tagger, or a/pretrain and b/pretrain."""
     for length in range(1, max(len(path.parts) for path in paths)):
         names = ["/".join(path.parts[-length:]) for path in paths]
         if len(set(names)) == len(names):
@@ -207,18 +211,19 @@ def name_folders(paths):
 
 def serve(shown, listening):
     """Answer on the socket, and say where the page is."""
-    import uvicorn
+    import uvicorn  # comes with gradio
 
     host, port = listening.getsockname()[:2]
     app = make_app(shown)
     print(f"The page is at http://{f'[{host}]' if ':' in host else host}:{port}   (Ctrl+C ends it)", flush=True)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    # In a thread of its own it leaves the signals to us: it would wait for every browser to leave.
+    # In a thread, uvicorn leaves signals to us. In the main thread it would take them, and wait for every browser to
+    # close the page.
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:
         thread.join()
-    except SystemExit as end:  # a signal: there is nothing to save, and the server's own threads would be waited for
+    except SystemExit as end:  # a signal; there is nothing to save, and an orderly end would wait for threads
         sys.stdout.flush()
         os._exit(end.code)
 
@@ -228,6 +233,7 @@ def make_app(shown):
     gradio = import_gradio()
     from fastapi import FastAPI
 
+    # Without its pages of documentation, which load scripts from another host.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.middleware("http")
@@ -237,7 +243,7 @@ def make_app(shown):
         response.headers["Referrer-Policy"] = "no-referrer"
         return response
 
-    # Fonts of the machine that looks at it: any other would be asked for somewhere.
+    # Fonts of the reader's own machine: any other one would be fetched from another host.
     theme = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     page = make_page(gradio, shown)
     return gradio.mount_gradio_app(app, page, "/", css=CSS, theme=theme, footer_links=[], ssr_mode=False)
@@ -254,7 +260,7 @@ def make_page(gradio, shown):
         panels = gradio.HTML(read(shown, start, names), js_on_load=SCRIPT, elem_id="readings")
         guesses = gradio.HTML("", js_on_load=GUESS_SCRIPT, elem_id="guesses")
         facts = gradio.HTML(describe(shown, names), js_on_load=None, elem_id="facts")
-        choices = gradio.State(None)
+        choices = gradio.State(None)  # each visitor has one
 
         def reread(text, names, choices):
             return read_again(shown, text, names, choices)
@@ -265,11 +271,12 @@ def make_page(gradio, shown):
         def put(choices, event: gradio.EventData):
             return put_guess(shown, choices, event.guess)
 
+        # "always_last": letters that are typed while an answer is on its way are answered together, after it.
         quiet = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
         gradio.on([text.change, chosen.change], reread, [text, chosen, choices], [panels, guesses, choices], **quiet)
         chosen.change(lambda names: describe(shown, names), chosen, facts, **quiet)
         panels.click(show_guesses, [text, chosen], [panels, guesses, choices], **quiet)
-        # The text changes by it, and what happens then brings the panels up to date.
+        # This sets the text alone; the change of the text then renews the panels.
         guesses.click(put, choices, [text, guesses, choices], **quiet)
     return page
 
@@ -281,6 +288,7 @@ def example_text(shown):
         if predictions.is_file():
             sentence = predictions.read_text(encoding="utf-8").split("\n\n")[0]
             rows = [row.split("\t") for row in sentence.split("\n") if row]
+            # The first line of the file may be its header.
             return " ".join(row[0] for row in rows if row != ["word", "gold", "predicted"])
     return ""
 
@@ -288,6 +296,7 @@ def example_text(shown):
 def read(shown, text, names, panel=None, start=None):
     """The panels of the chosen models; the token at `start` of panel number `panel` is framed."""
     parts = [] if len(text) <= LONGEST else [f'<p class="note">Only the first {LONGEST:,} characters are read.</p>']
+    # Numbered among all models, chosen or not: a click gives the number of its panel back to `guess`.
     for number, model in enumerate(shown):
         if model.name in names:
             name, about = escape(model.name), escape(model.about)
@@ -332,7 +341,7 @@ class Choices:
 
 
 def read_again(shown, text, names, choices):
-    """The page after a change of the text or of the models. Guesses stay while the text is one of theirs."""
+    """The page after a change of the text or of the models. Guesses stay while the text is the one that they made."""
     if choices and text == choices.now()[0] and shown[choices.panel].name in names:
         return read(shown, text, names, choices.panel, choices.now()[1]), show_choices(shown, choices), choices
     return read(shown, text, names), "", None
@@ -340,7 +349,7 @@ def read_again(shown, text, names, choices):
 
 def guess(shown, text, names, panel, token):
     """The page after a click on a token: its panel with the token framed, and the guesses."""
-    reader, text = shown[panel].reader, text[:LONGEST]
+    reader, text = shown[panel].reader, text[:LONGEST]  # cut as in `read`, so that the tokens have the same numbers
     tokens = find_suspicion(reader, text)
     if token >= len(tokens):  # the text has changed since the click
         return read(shown, text, names), "", None

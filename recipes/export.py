@@ -26,10 +26,12 @@ ARGUMENTS = (ExportArguments,)
 
 def main(args):
     checkpoint = check_is_pair(args.checkpoint)
+    # The tokenizer of the checkpoint itself, since the folder of the run may hold another one by now.
     tokenizer = load_with_checkpoint(checkpoint)
     model = ElectraForPretraining.from_pretrained(checkpoint)
     check_tokenizer_belongs(checkpoint, tokenizer, model.config.discriminator_config.vocab_size)
     parts = {"discriminator": model.save_discriminator}
+    # The objective mlm trains without a generator.
     if model.generator is not None:
         parts["generator"] = model.save_generator
     for part, save in parts.items():

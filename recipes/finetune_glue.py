@@ -70,7 +70,7 @@ def main(encoder_args, glue_args, training_args):
         )
     check_folders(encoder_args, training_args.output_dir)
     output_dir = Path(training_args.output_dir)
-    # Said before hours are spent: which tasks will be missing in the table, and why.
+    # Before hours are spent: which tasks can be run at all.
     tasks, absent = find_tasks(glue_args)
     results = {}
     for task in tasks:
@@ -127,7 +127,7 @@ def run_task(task, encoder_args, glue_args, training_args):
         max_length=glue_args.max_length,
         max_train_samples=glue_args.max_train_samples,
     )
-    epochs = training_args.num_train_epochs or task.epochs
+    epochs = training_args.num_train_epochs or task.epochs  # the paper: 10 for RTE and STS-B, else 3
     training_args = replace(training_args, output_dir=str(folder), num_train_epochs=epochs)
     with training_args.main_process_first(desc=f"reading {task.title}"):
         data = load_examples(arguments)
@@ -153,7 +153,7 @@ def run_task(task, encoder_args, glue_args, training_args):
 
 
 def describe_result(encoder_args, training_args, inputs):
-    """What a result on disk has to have in common with a run, to stand for it: encoder, inputs, settings."""
+    """What a result on disk has to have in common with a run to be used instead of it: encoder, inputs, settings."""
     settings = json.loads(training_args.to_json_string())
     settings = {name: value for name, value in settings.items() if not name.startswith(NO_MATTER)}
     start = Path(encoder_args.model_name_or_path)
@@ -178,6 +178,7 @@ def read_result(file, identity):
         result = read_json(file)
     except InputError:  # a result can be made again
         return None
+    # Through JSON, which makes lists of tuples and strings of numbers as keys.
     return result.get("scores") if result.get("settings") == json.loads(json.dumps(identity)) else None
 
 

@@ -36,6 +36,7 @@ def main(encoder_args, data_args, card_args, training_args):
     push = take_push_settings(training_args)
     check_folders(encoder_args, training_args.output_dir)
     output_dir = Path(training_args.output_dir)
+    # A task of GLUE has the number of epochs of the paper, which is 3 for most.
     epochs = TASKS[data_args.task].epochs if data_args.task else 3.0
     training_args.num_train_epochs = training_args.num_train_epochs or epochs
 

@@ -51,6 +51,7 @@ def main(encoder_args, data_args, card_args, training_args):
         train, test = load_tagged_sentences(data_args)
         labels = list_labels(train, data_args.labels_file)
     words, gold = [sentence.words for sentence in test], [sentence.tags for sentence in test]
+    # Words of the test whose tag no model here can give: they count as errors, and the report says how many.
     unknown_labels = count_unknown_labels(test, labels)
     scheme = recognise_scheme(train, data_args.tag_scheme)
     recognise_scheme(test, scheme or "none")  # the test has to be in the same one
@@ -84,6 +85,7 @@ def main(encoder_args, data_args, card_args, training_args):
         label_ids, losses = output.predictions
         predicted = [[labels[i] for i in row] for row in gather_words(test_windows, label_ids, test)]
         loss = float(losses[output.label_ids != IGNORED].mean())
+        # Such a model would give one tag to all words, and look like a poor one.
         if not math.isfinite(loss):
             raise FloatingPointError(f"seed {seed}: the loss is {loss}. Lower learning_rate, or warm up for longer.")
         runs.append({"eval_loss": loss} | compute_tagging_scores(predicted, gold, scheme))

@@ -20,6 +20,7 @@ from electra_hf.text.sources import find_sources
 from electra_hf.text.tagged_text import read_tagged_sentences
 from electra_hf.text.tokenization import load_tokenizer, measure_tokenizer, train_tokenizer
 
+# key: (title, format, which of two values is the worse one)
 COLUMNS = {
     "tokens_per_character": ("tokens / character", "{:.3f}", max),
     "fertility": ("tokens / word", "{:.2f}", max),
@@ -56,6 +57,7 @@ ARGUMENTS = (MeasureArguments,)
 
 
 def main(args):
+    # One of the two, since they end in different tables.
     if bool(args.folder) == bool(args.tagged_files):
         raise InputError("Give either folder (texts of languages) or tagged_files (CoNLL-U).")
     if args.tagged_files:
@@ -69,7 +71,7 @@ def main(args):
             else:
                 tokenizer = train_tokenizer(train, args.vocab_size, tokenizer_type)
             rows[language] = measure(tokenizer, test, set("".join(train)))
-        print(format_table(tokenizer_type, rows), flush=True)
+        print(format_table(tokenizer_type, rows), flush=True)  # a table at a time, also into a file
 
 
 def print_words(args):
@@ -78,6 +80,7 @@ def print_words(args):
     print("| --- | --- | --- | --- | --- | --- |")
     for name in args.tagged_files:
         sentences = [sentence for sentence in read_tagged_sentences(name) if sentence.spans]
+        # Without spans a tagger encodes the same sentences word by word.
         single = [replace(sentence, spans=None) for sentence in sentences]
         if not sentences:
             raise InputError(f"{name}: does not say how its words stand together (# text, SpaceAfter=No).")
@@ -99,6 +102,7 @@ def tokens_of_words(sentences, tokenizer):
     for sentence in sentences:
         encoding = tokenizer(sentence.text, add_special_tokens=False, return_offsets_mapping=True)
         tokens = list(zip(encoding["input_ids"], encoding["offset_mapping"], strict=True))
+        # Every token that covers a character of the word. One token may reach over the border of two words.
         words += [[i for i, (a, b) in tokens if a < end and start < b] for start, end in sentence.spans]
     return words
 
@@ -110,6 +114,7 @@ def same_share(before, after):
 def read_languages(folder, train_lines):
     """{language: (training texts, held-out texts)}, cleaned as a corpus is."""
     languages = {}
+    # `find_sources` wants a folder for downloads; files of a local folder need none that stays.
     with tempfile.TemporaryDirectory() as downloads:
         for source in find_sources([folder], Path(downloads)):
             # Measured on what a run would read, so that an invisible character counts for no tokenizer or for all.
@@ -134,6 +139,7 @@ def measure(tokenizer, texts, seen):
     # Without blanks: scripts that have none would look worse by a sixth.
     num_characters = sum(len(text.replace(" ", "")) for text in texts)
     num_tokens = num_unseen = 0
+    # Sentences of known characters apart: with others in it, a tokenizer without bytes cannot give a sentence back.
     whole, whole_of_seen = [], []
     for text, encoding in zip(texts, backend.encode_batch(texts, add_special_tokens=False), strict=True):
         pairs = zip(encoding.offsets, encoding.ids, strict=True)
@@ -159,6 +165,7 @@ def measure(tokenizer, texts, seen):
 def format_table(tokenizer_type, rows):
     """A Markdown table, a language a line, and the worst of each column at the end."""
     rows = rows | {
+        # An average over languages would hide the one that a tokenizer cannot serve.
         "worst": {name: worst(row[name] for row in rows.values()) for name, (_, _, worst) in COLUMNS.items()}
     }
     head = [tokenizer_type, *(title for title, _, _ in COLUMNS.values())]

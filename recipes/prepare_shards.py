@@ -55,6 +55,7 @@ def main(shard_args, corpus_args, tokenizer_args, card_args, push_args):
         raise InputError("datatrove is not installed. Install the extra: pip install 'electra-hf[shards]'")
     from electra_hf.text.shards import run_stages, scripts, submit  # it needs the extra
 
+    # What can be wrong is looked for before anything is written: the folder, the settings, every input.
     check_writable(shard_args.output_dir)
     job = plan_job(
         *(shard_args, corpus_args, tokenizer_args.training_settings(), tokenizer_args.max_length),
@@ -63,11 +64,14 @@ def main(shard_args, corpus_args, tokenizer_args, card_args, push_args):
     if shard_args.dry_run:
         print("\n".join(scripts(job, shard_args)))
         return
+    # Several machines share the folder: a lock would keep all but the first one out.
     if shard_args.is_alone:
         lock_output_dir(shard_args.output_dir)
     begin(job)
+    # On Slurm and Ray, tasks of an earlier start may still be at work there.
     if shard_args.is_alone and shard_args.executor == "local":
         remove_leftovers(job)
+    # Slurm's jobs go on without us. Once they have finished the folder, the same command writes the card and pushes.
     if shard_args.executor == "slurm" and not is_sealed(job.folder):
         submit(job, shard_args)
         print(

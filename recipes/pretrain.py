@@ -58,6 +58,7 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
         )
     )
     check_agreement(lambda: describe_data(report, tokenizer, train_rows, test_rows, checkpoint))
+    # With fewer rows than one batch takes, nothing would be trained.
     check_rows(train_rows, training_args.train_batch_size * training_args.world_size)
 
     # Model: a small generator, and the discriminator that will be kept
@@ -70,6 +71,7 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
     )
     trainer.check_start(checkpoint)  # a command that does not fit touches nothing of the run before
     if trainer.is_world_process_zero():
+        # Results of an earlier run must not stand beside those of this one.
         if checkpoint is None:
             set_results_aside(output_dir)
         if test_texts is not None:
@@ -109,7 +111,7 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
 
 
 def look_before_start(tokenizer_args, model_args, training_args):
-    """What is wrong with the command is told before hours of work: where to push, and the checkpoint to go on from."""
+    """Where to push, and the checkpoint to go on from. A wrong command is reported here, before hours of work."""
     push = take_push_settings(training_args)
     check_writable(training_args.output_dir)
     check_published(model_args)
@@ -123,6 +125,7 @@ def find_rows(corpus_args, tokenizer_args):
     if corpus_args.packed_rows:
         folder = find_packed_rows(corpus_args.packed_rows)
         adopt_settings(read_manifest(folder), corpus_args, tokenizer_args)
+    # Checked only now, since with shards it is their test_share that counts.
     if not corpus_args.test_share:
         raise InputError("test_share: 0 holds out nothing to measure on. Give a small share, such as 0.01.")
     return folder
@@ -159,6 +162,7 @@ def prepare_rows(corpus_args, tokenizer_args, model_args, output_dir, checkpoint
 def open_rows(rows_folder, tokenizer_args, model_args, output_dir, checkpoint, verify):
     """From a folder of shards: the same, without texts."""
     packed = open_packed_rows(rows_folder, verify)
+    # A command may name the tokenizer that the rows have, and no other one.
     check_tokenizer(packed.manifest, existing_tokenizer(tokenizer_args, model_args))
     tokenizer = prepare_tokenizer(
         output_dir / "tokenizer",

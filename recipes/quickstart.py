@@ -30,7 +30,7 @@ SHOWN = 5  # sentences with a replaced word, the first of all that are measured
 
 @dataclass
 class QuickstartArguments:
-    """How much of it, where to, and how much is said."""
+    """How much is trained, where the results go, and how much is printed."""
 
     output_dir: str = field(default="outputs/quickstart", metadata={"help": "The folder for all results."})
     packages: list[str] = field(
@@ -51,7 +51,7 @@ def main(arguments):
 
     text = output / "documentation.txt"
     print("1. Text: the documentation of the installed Python packages")
-    if text.exists():  # so a run that was broken off goes on, on the text that it began with
+    if text.exists():  # a run that was stopped goes on with the text that it began with
         print(f"   {text} is there already (`make clean` removes all results)")
     else:
         collect_documentation.main(collect_documentation.DocumentationArguments(str(text), arguments.packages))
@@ -60,6 +60,7 @@ def main(arguments):
     corpus_args = pretrain_on(text, output / "pretrain", arguments)
 
     print("3. Taggers: three from the pretrained network, three from the same network untrained")
+    # What the untrained network reaches is due to fine-tuning alone; the difference is what pretraining gives.
     for folder, from_scratch in (("tagger", "false"), ("untrained", "true")):
         fine_tune(output, folder, from_scratch, arguments)
 
@@ -71,6 +72,7 @@ def pretrain_on(text, output_dir, arguments):
     flags = ["--config", CONFIG / "pretrain.yaml", "--corpus_files", text, "--output_dir", output_dir]
     groups = parse_arguments(*pretrain.ARGUMENTS, argv=[*map(str, flags), *shown(arguments)])
     training_args = groups[-1]
+    # All stages shrink by the same share, to one step at least: a stage without steps would be left out.
     for name in ("max_steps", "generator_only_steps", "warmup_steps", "discriminator_warmup_steps"):
         setattr(training_args, name, max(1, round(arguments.share * getattr(training_args, name))))
     pretrain.main(*groups)
@@ -78,7 +80,7 @@ def pretrain_on(text, output_dir, arguments):
 
 
 def fine_tune(output, folder, from_scratch, arguments):
-    """Run the recipe `finetune_token_classification.py`; its own report is the one at the end here, with more."""
+    """Run the recipe `finetune_token_classification.py`, without its report: the one at the end here says more."""
     flags = ["--config", CONFIG / "finetune_pos.yaml", "--model_name_or_path", output / "pretrain/discriminator"]
     flags += ["--output_dir", output / folder, "--from_scratch", from_scratch]
     groups = parse_arguments(*finetune.ARGUMENTS, argv=[*map(str, flags), *shown(arguments)])
@@ -96,7 +98,9 @@ def report(output, corpus_args):
     pretraining, tagger, untrained = (
         json.loads((output / folder / "metrics.json").read_text()) for folder in ("pretrain", "tagger", "untrained")
     )
+    # The held-out part, which pretraining has not read. `pretrain.py` has prepared it, so it is only opened here.
     marks = mark_replaced_words(output / "pretrain/discriminator", load_corpus(corpus_args)[0]["test"]["text"])
+    # By chance every word of a sentence is marked equally often.
     right, chance = mean(mark.is_right for mark in marks), mean(1 / len(mark.words) for mark in marks)
     majority = pretraining["eval_rtd_majority_baseline"]
     accuracy, most_frequent = tagger["eval_accuracy_mean"], tagger["baseline_most_frequent_tag_accuracy"]
@@ -105,7 +109,7 @@ def report(output, corpus_args):
         ("detection accuracy", pretraining["eval_rtd_accuracy"], "the more frequent answer", majority),
         ("replaced words that are marked", right, "chance", chance),
         ("tagging accuracy, 3 seeds", accuracy, "untrained network", untrained["eval_accuracy_mean"]),
-        ("", "", "most frequent tag of a word", most_frequent),
+        ("", "", "most frequent tag of a word", most_frequent),  # a second baseline for the row above
         ("pretraining speed, tokens/s", pretraining["train_tokens_per_second"], "", ""),
     ]
     print("\nQuickstart")
@@ -139,6 +143,7 @@ class Mark:
         return self.marked == self.replaced
 
     def text(self) -> str:
+        # The note first: the marked word may be the replaced one, and its mark stands around the word alone.
         shown = list(self.words)
         shown[self.replaced] += f" [was: {self.original}]"
         shown[self.marked] = f">>{self.words[self.marked]}<<" + shown[self.marked][len(self.words[self.marked]) :]
@@ -152,14 +157,16 @@ def mark_replaced_words(folder: Path, texts: list[str], at_most: int = 400) -> l
     a sentence, or a full stop, would give it away. The draws are the same every time.
     """
     tokenizer, model = AutoTokenizer.from_pretrained(folder), ElectraForPreTraining.from_pretrained(folder).eval()
-    draw = random.Random(0)
+    draw = random.Random(0)  # our own: what else draws from `random` changes no sentence here
     sentences = [words for text in texts if 8 <= len(words := text.split()) <= 16]
+    # With repetitions, so that frequent words are drawn as often as they are written.
     vocabulary = [word for words in sentences for word in words if is_plain(word)]
     marks = []
     for words in sentences:
         places = [place for place, word in enumerate(words) if is_plain(word)]
         if len(marks) < at_most and places:
             place = draw.choice(places)
+            # Ten draws at once: one of them at least is nearly always another word.
             others = [word for word in draw.choices(vocabulary, k=10) if word != words[place]]
             replaced = [*words[:place], others[0], *words[place + 1 :]]
             if suspicion := suspicion_of(replaced, tokenizer, model):
@@ -189,6 +196,7 @@ def suspicion_of(words, tokenizer, model):
 def number(value):
     if value == "":
         return value
+    # Tokens per second have no decimals; all else in the table is between 0 and 1.
     return f"{value:,.0f}" if value > 1 else f"{value:.3f}"
 
 

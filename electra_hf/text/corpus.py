@@ -2,7 +2,7 @@
 
 A corpus is prepared in one pass, batch by batch, by the map functions below, and lies on disk as two memory-mapped
 Arrow files. One pass, and not a chain of `Dataset.map`: each of those would write the corpus once more and read it
-back through a memory map, whose pages count as memory of the process (DESIGN: memory stays flat).
+back through a memory map, whose pages count as memory of the process.
 """
 
 import logging
@@ -34,11 +34,12 @@ from electra_hf.text.sources import Source, find_sources
 
 logger = logging.getLogger(__name__)
 
+# In the order of the report's columns. The second to the fifth are the reasons to drop a text.
 COUNTS = ("read", "empty", "undecodable", "excluded", "duplicate", "kept", "cut", "control_characters", "numbered")
 
 # Control characters (Cc) that are no white space, and the replacement character: a tokenizer must never see them.
 CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufffd]")
-# What decides how a corpus is prepared: an older version's is not used again.
+# These files decide how a corpus is prepared: what an older version of them has prepared is not used again.
 PREPARATION = [
     digest(Path(__file__).with_name(f"{name}.py"))
     for name in ("corpus", "readers", "characters", "exclusion", "tagged_text", "running_text")
@@ -83,6 +84,7 @@ class CorpusArguments:
 
     def __post_init__(self) -> None:
         refuse_blank_settings(self)
+        # The command line checks the choices by their type. These checks are for callers in Python.
         if not 0 <= self.test_share < 1:
             raise InputError(f"test_share: expected a share from 0 to below 1, got {self.test_share}.")
         if self.text_unit not in ("line", "document"):
@@ -127,6 +129,7 @@ def load_corpus(arguments: CorpusArguments) -> tuple[DatasetDict, dict]:
         parts.append(_dataset_part(arguments))
 
     def prepare(folder):
+        # Read in here: a corpus that is found prepared does not need them.
         tagged_sentences = TaggedSentences.of_files(tagged)
         prepare_corpus(parts, tagged_sentences, arguments.test_share, folder, arguments.text_unit)
 
@@ -134,7 +137,7 @@ def load_corpus(arguments: CorpusArguments) -> tuple[DatasetDict, dict]:
     report = read_json(folder / "corpus.json")
     for source, part in zip(report["sources"], parts, strict=True):
         source["name"] = part.name  # as it is called today
-    fingerprints = report.pop("fingerprints")
+    fingerprints = report.pop("fingerprints")  # the two datasets have them from here on
     splits = {split: read_arrow(folder / f"{split}.arrow", fingerprints[split]) for split in report["splits"]}
     return DatasetDict(splits), report
 
@@ -146,6 +149,7 @@ def _file_part(source, arguments):
 
 def content_of(source: Source) -> str:
     """The same for the same content, wherever it lies: a digest, and the ending, which says how to read it."""
+    # Whether it has the name of a Leipzig file counts too: its lines are then read as numbered.
     return f"{_digest(source)} {inner_suffix(source.name)} {is_sentences(source.name)}"
 
 
@@ -165,6 +169,8 @@ def _dataset_part(arguments):
 
 
 def _identity(parts, tagged, arguments):
+    # The order of the contents counts, since of equal texts the first is kept. Names do not count: `load_corpus` puts
+    # those of today into the report.
     contents = (
         [part.content for part in parts],
         [f"{_digest(source)} {inner_suffix(source.name)}" for source in tagged],
@@ -177,7 +183,7 @@ def prepare_corpus(
     parts: list[Part], tagged: TaggedSentences, test_share: float, folder: Path, text_unit: str = "line"
 ) -> None:
     """Write `train.arrow`, `test.arrow` and `corpus.json` to `folder`. Raises `InputError` where nothing is left."""
-    seen, sources = SeenHashes(), []
+    seen, sources = SeenHashes(), []  # one `seen` for all sources: duplicates are looked for across files
     with ExitStack() as stack:
         splits = {split: stack.enter_context(SplitWriter(folder / f"{split}.arrow")) for split in ("train", "test")}
         # One bar for all: ten thousand small files would print ten thousand.
@@ -190,6 +196,7 @@ def prepare_corpus(
                 batch = clean_batch({"text": texts}, tagged, seen, counts)
                 for split, sentences in split_batch(batch, test_share).items():
                     splits[split].write(sentences)
+    # The fingerprints were taken while the texts were written, which saves a second pass over them.
     sizes = {split: writer.size for split, writer in splits.items()}
     fingerprints = {split: writer.fingerprint.hexdigest() for split, writer in splits.items()}
     write_json(folder / "corpus.json", make_report(sources, sizes, fingerprints, tagged, test_share, text_unit))
@@ -207,6 +214,7 @@ def make_report(
 
     `sources`: names and counts; `sizes`: of each split. Raises `InputError` where nothing is left.
     """
+    # One warning for all: of ten thousand files, thousands may be empty.
     _warn_of_empty([name for name, counts in sources if not counts["read"]])
     report = {
         "sources": [{"name": name} | _all_counts(counts) for name, counts in sources],
@@ -246,6 +254,7 @@ class SplitWriter:
         """Append the texts."""
         column = pa.array(texts, pa.string())
         self._writer.write_table(pa.table({"text": column}, self._schema))
+        # Strings have offsets of 32 bits; the fingerprint reads those of 64 bits.
         self.fingerprint.update(column.cast(pa.large_binary()))
         self.size["sentences"] += len(texts)
         self.size["characters"] += sum(map(len, texts))
@@ -268,6 +277,7 @@ def _all_counts(counts):
 
 
 def _check_not_empty(report):
+    # The counts say why nothing is left, such as empty lines, or bytes that were skipped.
     total, splits = report["total"], report["splits"]
     if not splits["train"]["sentences"]:
         dropped = ", ".join(f"{total[name]} {name}" for name in COUNTS[1:5])
@@ -305,6 +315,7 @@ def clean_batch(
     texts = _keep(batch["text"], bool, "empty", counts)
     if tagged.number:
         texts = _keep(texts, lambda text: not tagged.find(text), "excluded", counts)
+    # Duplicates last: a text that is dropped anyway counts under that reason, and takes no room among the hashes.
     hashes = hash_texts({"text": texts})["hash"]
     is_new = seen.add(hashes)
     counts["kept"] += int(is_new.sum())
@@ -345,6 +356,7 @@ def hash_texts(batch: dict[str, list[str]]) -> dict[str, np.ndarray]:
 
 def split_batch(batch: dict[str, list[str] | np.ndarray], test_share: float) -> dict[str, list[str]]:
     """Part the texts by their own hash: no text is on both sides, and none moves when the corpus grows."""
+    # Hashes lie evenly between 0 and 2**64, so a share of the range holds that share of the texts.
     is_test = batch["hash"] < np.uint64(test_share * 2**64)
     pairs = list(zip(batch["text"], is_test, strict=True))
     return {
@@ -361,8 +373,10 @@ class SeenHashes:
 
     def add(self, hashes: np.ndarray) -> np.ndarray:
         """Remember the hashes (N,) and return (N,) bool: True where one is seen for the first time."""
+        # `unique` sorts, as the look-ups below need it, and `first` is where each hash first stands in the batch.
         fresh, first = np.unique(hashes, return_index=True)
         for run in self.runs:
+            # The clip is for hashes above all of the run, which are found behind its end.
             at = np.searchsorted(run, fresh).clip(max=len(run) - 1)
             is_new = run[at] != fresh
             fresh, first = fresh[is_new], first[is_new]
@@ -370,6 +384,7 @@ class SeenHashes:
             self.runs.append(fresh)
         # Merging runs of like size keeps their number logarithmic, and moves each hash as rarely.
         while len(self.runs) > 1 and len(self.runs[-2]) <= 2 * len(self.runs[-1]):
+            # For 64-bit numbers numpy's stable sort is timsort, which finds the two sorted runs and merges them.
             self.runs[-2:] = [np.sort(np.concatenate(self.runs[-2:]), kind="stable")]
         is_first = np.zeros(len(hashes), dtype=bool)
         is_first[first] = True
@@ -378,6 +393,7 @@ class SeenHashes:
 
 def format_report(report: dict) -> str:
     """The report as a short table, one line per source, and one line per split."""
+    # A column that is zero everywhere is left out, so that the table stays narrow.
     columns = [name for name in COUNTS if name in ("read", "kept") or report["total"][name]]
     sources = report["sources"] if len(report["sources"]) <= 20 else []  # a folder of a thousand files: the sum only
     rows = [source | {"name": PurePosixPath(source["name"]).name} for source in sources]

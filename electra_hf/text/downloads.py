@@ -1,4 +1,4 @@
-"""Text from http(s) addresses: fetched once, continued where it was cut, and never half of two versions joined."""
+"""Text from http(s) addresses: fetched once, continued after a break, and never joined from two versions of a file."""
 
 import logging
 import os
@@ -95,6 +95,7 @@ def download_all(urls: list[str], folder: Path) -> dict[str, Path]:
 def _file_name(url, name):
     # The end of a path may be anything: too long for a disk, or with characters that no disk takes.
     end = re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(urlsplit(url).path).name)[-100:] or "download"
+    # With a hash of the whole address: many addresses end in the same name.
     return f"{xxhash.xxh3_64_hexdigest(url.encode())}-{end}"
 
 
@@ -122,6 +123,7 @@ def _download(url, path, progress):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path):
+            # Asked once more: another process may have fetched it while this one waited.
             if not _is_whole(path):
                 path.unlink(missing_ok=True)
                 _fetch(url, name, path, progress)
@@ -160,6 +162,7 @@ def _fetch(url, name, path, progress):
         part.unlink()
         raise HTTPError(f"{version.size} bytes were promised, others came")
     _refuse_page(name, part)
+    # The record first: a file without one counts as fetched by an older version, and is not compared.
     write_json(_record(path), {"sha256": digest(part)})
     os.replace(part, path)
 
@@ -188,6 +191,7 @@ def _fetch_rest(url, name, file, version, progress):
             file.truncate()
         if response.status_code == 206 and not goes_on:
             raise HTTPError("the server sent another part, or a part of another file, than was asked for")
+        # Raw: the client would unpack what a server calls gzip-encoded, and the sizes would not fit.
         for chunk in response.iter_raw():
             progress.update(file.write(chunk))
 

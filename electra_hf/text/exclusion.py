@@ -96,6 +96,7 @@ class TaggedSentences:
         words = spelling.replace(END, " ").split()
         key = "".join(words)
         found = {key} & self._number_of.keys()
+        # A text of one sentence is looked up above; only one that has an end inside is taken apart.
         if END in spelling.rstrip(f"{END} "):
             found |= {_join(sentence) for sentence in spelling.split(END)} & self._number_of.keys()
         start, borders = 0, None

@@ -5,6 +5,7 @@ from pathlib import PurePosixPath
 
 from electra_hf.errors import InputError
 
+# What is taken from a folder; a file that is named by itself may end in anything.
 TEXT_SUFFIXES = {".txt", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".tar", ".tgz", ".tbz2", ".txz"}
 TAGGED_SUFFIXES = {".txt", ".conll", ".conllu", ".tsv"}
 COMPRESSION_SUFFIXES = {".gz", ".bz2", ".xz", ".zst"}
@@ -12,9 +13,10 @@ LONGEST_SHOWN = 300  # characters
 
 
 def printable(name: str) -> str:
-    """The name as it can be printed and saved: what is no character escaped, the middle of a long one cut."""
+    """The name as it can be printed and saved: unprintable characters are escaped, and a long name is cut inside."""
     if len(name) > LONGEST_SHOWN:
         name = f"{name[: LONGEST_SHOWN // 2]}…{name[-LONGEST_SHOWN // 2 :]}"
+    # Python has characters of its own for the bytes of a file name that is not UTF-8. No output can encode those.
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in name
     )
@@ -27,6 +29,7 @@ def refuse_blank_settings(settings: object) -> None:
     """
     for setting in fields(settings):
         value = getattr(settings, setting.name)
+        # None means that nothing was chosen, which is fine.
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, str) and not item.strip():
                 raise InputError(

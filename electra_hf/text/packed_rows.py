@@ -1,4 +1,4 @@
-"""A folder of packed rows: sealed with a manifest when it is finished, compared with it, and mapped as it lies.
+"""A folder of packed rows: it gets a manifest when it is finished, is compared with that, and mapped into memory.
 
 train/00000.arrow …  test/…  tokenizer/  corpus.json  manifest.json
 """
@@ -50,18 +50,21 @@ def seal(job: Job) -> None:
 
     Raises `InputError` where the texts of a split fill no row.
     """
+    # The manifest comes last: it says that the folder is finished. All that is done before it can be done twice.
     folder = Path(job.folder)
     shards = {}
     for task, output in enumerate(job.outputs("rows")):
         for split, described in read_json(output / "shards.json").items():
             shards[f"{split}/{task:05d}.arrow"] = described
     _check_rows(shards, job)
+    # Shards are moved: a copy would need the room of all rows once more.
     for split in SPLITS:
         (folder / split).mkdir(exist_ok=True)
         for task, output in enumerate(job.outputs("rows")):
             if (output / f"{split}.arrow").exists():  # not moved before a kill
                 os.replace(output / f"{split}.arrow", folder / split / f"{task:05d}.arrow")
         flush(folder / split)
+    # The tokenizer is copied: where this is stopped, the next start reads it from the same place again.
     with new_folder(folder / "tokenizer") as unfinished:
         shutil.copytree(job.output("tokenizer") / "tokenizer", unfinished, dirs_exist_ok=True)
     write_json(folder / "corpus.json", read_json(job.output("tokenizer") / "corpus.json"))
@@ -70,6 +73,7 @@ def seal(job: Job) -> None:
         "versions": {name: version(name) for name in VERSIONS},
         "made_from": job.identity,
         "tasks": job.tasks,
+        # A job with an existing tokenizer has no setting vocab_size: then its number of tokens stands there.
         "settings": {"vocab_size": len(tokenizer)} | job.settings,
         "tokenizer": digest_tokenizer(tokenizer),
         "rows": {split: sum(_rows_of(shards, split)) for split in SPLITS},
@@ -78,7 +82,7 @@ def seal(job: Job) -> None:
         | {f"tokenizer/{name}": sha256 for name, sha256 in digest_folder(folder / "tokenizer").items()},
     }
     write_json(folder / MANIFEST, manifest)
-    shutil.rmtree(folder / WORK)
+    shutil.rmtree(folder / WORK)  # where a kill comes before this, `begin` does it
 
 
 def _rows_of(shards, split):
@@ -86,6 +90,7 @@ def _rows_of(shards, split):
 
 
 def _check_rows(shards, job):
+    # Where test_share is 0 the test part is empty as asked.
     for split in SPLITS:
         if not any(_rows_of(shards, split)) and (split == "train" or job.settings["test_share"]):
             raise InputError(
@@ -110,6 +115,7 @@ class RowsArguments(CorpusArguments):
     )
 
     def __post_init__(self) -> None:
+        # With packed rows the checks of `CorpusArguments` do not fit: they ask for a corpus.
         if self.packed_rows is None:
             return super().__post_init__()
         refuse_blank_settings(self)
@@ -127,8 +133,10 @@ def adopt_settings(manifest: dict, *groups: object) -> None:
     """
     for name, value in manifest["settings"].items():
         for group in groups:
+            # The manifest has the digest of a tokenizer and not its name: `check_tokenizer` compares that.
             if name == "tokenizer_name_or_path" or not hasattr(group, name):
                 continue
+            # Only what the user has set can contradict the rows; a default gives way to their value.
             if name in getattr(group, "chosen_settings", ()) and getattr(group, name) != value:
                 raise InputError(
                     f"{name}: {getattr(group, name)!r} is not what the packed rows were made with, {value!r}. "
@@ -151,6 +159,7 @@ def find_packed_rows(name: str) -> Path:
 
     What is fetched lies in the Hub's cache, and is compared with its manifest like any other. Raises `InputError`.
     """
+    # A name that the Hub cannot have is taken for a folder, and is then reported as one that is missing.
     if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
         return Path(name)
     repo_id, _, revision = name.partition("@")
@@ -173,6 +182,7 @@ def read_manifest(folder: str | Path) -> dict:
         if not all(isinstance(manifest.get(name), dict) for name in ("shards", "files", "settings", "made_from")):
             raise InputError(f"packed_rows: {folder / MANIFEST} names no shards. Make the folder again.")
         return manifest
+    # An unfinished job is told apart from a wrong folder, since starting it again is the way out.
     if job_file(folder).is_file():
         raise InputError(
             f"packed_rows: {folder} is not finished. Start its prepare_shards.py again: it goes on where it stopped."
@@ -182,14 +192,16 @@ def read_manifest(folder: str | Path) -> dict:
 
 
 def open_packed_rows(folder: str | Path, verify: bool = True) -> PackedFolder:
-    """Map the rows of a finished folder, after a comparison of every file with the manifest where `verify` says so.
+    """Map the rows of a finished folder. With `verify`, every file is compared with the manifest first.
 
-    Without it, sizes are compared alone: one process of a machine is enough to read everything. Raises `InputError`
-    that names what is missing, cut, damaged or of another tokenizer.
+    Without it only the sizes are compared: it is enough that one process of a machine reads everything. Raises
+    `InputError` that names what is missing, cut, damaged or of another tokenizer.
     """
     folder, manifest = Path(folder), read_manifest(folder)
+    # Files first: a damaged one would fail below with a message of pyarrow or tokenizers that names no way out.
     _check_files(folder, manifest, verify)
     tokenizer = load_tokenizer(folder / "tokenizer")
+    # Without `verify` its files were not compared. Another version of tokenizers may also read them differently.
     if digest_tokenizer(tokenizer) != manifest["tokenizer"]:
         raise InputError(
             f"packed_rows: {folder / 'tokenizer'} is not the tokenizer that these rows were packed with. Put that one "
@@ -203,6 +215,7 @@ def open_packed_rows(folder: str | Path, verify: bool = True) -> PackedFolder:
 
 
 def _check_files(folder, manifest, verify):
+    # Sizes first, since they need no reading; a checksum is taken only where the size is right.
     shards = manifest["shards"]
     damage = {name: _find_damage(folder / name, described["bytes"]) for name, described in shards.items()}
     if verify:

@@ -20,7 +20,7 @@ from electra_hf.text.fingerprint import fingerprint_of, fingerprint_texts
 from electra_hf.text.prepared import cache_folder, prepared_folder, read_arrow
 
 ROWS = "rows.arrow"
-ENCODED = 1 << 21  # characters at a time
+ENCODED = 1 << 21  # characters that are encoded at a time
 
 
 def pack_dataset(
@@ -99,7 +99,7 @@ def _pack_checked(texts, backend, vocab_size, settings):
     try:
         rows = pack_texts({"text": texts}, backend, **settings)["input_ids"]
         largest = int(rows.max(initial=0))
-    except OverflowError:
+    except OverflowError:  # an id is too large for uint16, and numpy does not say which
         largest = 2**16
     if largest >= vocab_size:
         raise InputError(
@@ -130,6 +130,7 @@ def pack_texts(
     starts = _row_starts(stream, max_length - 2, sep_token_id)
     rows = np.empty((len(starts), max_length), dtype)
     rows[:, 0], rows[:, -1] = cls_token_id, sep_token_id
+    # One look-up for all rows: (rows, 1) starts plus (max_length - 2,) offsets.
     rows[:, 1:-1] = stream[starts[:, None] + np.arange(max_length - 2)]
     return {"input_ids": rows}
 
@@ -150,7 +151,7 @@ def _row_starts(stream, size, sep_token_id):
         start += size
         if stream[start] == sep_token_id:  # that row is closed by it: the next one begins with a text
             start += 1
-    if starts and start < end:
+    if starts and start < end:  # what is left fills no row: the last one takes ids of the row before it
         starts.append(end - size)
     return np.array(starts, dtype=np.int64)
 

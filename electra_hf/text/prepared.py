@@ -34,10 +34,12 @@ def prepared_folder(cache: Path, name: str, prepare: Callable[[Path], None]) -> 
     Raises `InputError` where the disk refuses; then nothing half-written stays.
     """
     folder = cache / name
+    # First without the lock: a lock is a file, and a finished cache may be read-only.
     if find_damage(folder) is None:
         return folder
     with refusals_of_the_disk(folder):
         cache.mkdir(parents=True, exist_ok=True)
+        # Two runs may start at once with the same corpus: one prepares it, and the other waits.
         with locked(folder):
             _prepare_unless_whole(folder, prepare)
     return folder
@@ -52,6 +54,7 @@ def _prepare_unless_whole(folder, prepare):
     with new_folder(folder) as unfinished:
         prepare(unfinished)
         manifest = {
+            # Versions help to find the cause of a difference. Nothing compares them.
             "versions": {name: version(name) for name in ("electra_hf", "datasets", "pyarrow")},
             "files": {path.name: _describe(path) for path in sorted(unfinished.iterdir())},
         }

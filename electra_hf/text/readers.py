@@ -65,8 +65,9 @@ def _texts_of_records(records, text_unit, counts):
 
 
 def _read_documents(name, stream, encoding_errors, counts):
-    of_lines = Counter()
+    of_lines = Counter()  # of lines; the report counts documents
     lines = decode(read_lines(stream, of_lines), name, encoding_errors, of_lines)
+    # A stream can be read once: the lines that are looked at are put in front of the rest again.
     start = list(islice(lines, LINES_TO_JUDGE))
     lines = chain(start, lines)
     if is_sentences(name) or are_numbered(start):
@@ -102,6 +103,7 @@ def _join_documents(lines, name):
 
 def _record_reader(name, stream):
     """The reader for a file that holds records, or None for lines of text."""
+    # Parquet by its first bytes, whatever the file is called; JSON and CSV are text and have only their names.
     if stream.peek(4)[:4] == b"PAR1":
         return _read_parquet
     return {
@@ -156,6 +158,7 @@ def _read_records(name, stream):
     for number, line in enumerate(iter(lambda: stream.readline(LONGEST_RECORD + 1), b""), 1):
         if len(line) > LONGEST_RECORD:
             raise InputError(f"{name}, line {number}: longer than {LONGEST_RECORD >> 20} MB. Give the text as .txt.")
+        # Here and not in `decode`: a JSON object does not begin with a byte-order mark, nor a column's name.
         yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
 
 
@@ -209,6 +212,7 @@ def _read_parquet(name, stream, text_column):
         try:
             parquet = pq.ParquetFile(stream)
             require_column("text_column", text_column, parquet.schema_arrow.names, name)
+            # The one column: the others are not even decompressed.
             tables = parquet.iter_batches(1000, columns=[text_column])
             yield from _number(texts_of_tables(tables, name, text_column))
         except (pa.ArrowException, OSError) as error:
@@ -245,6 +249,7 @@ def decode(lines: Iterable[tuple[int, bytes]], name: str, encoding_errors: str, 
             text = line.decode()
         except UnicodeDecodeError as error:
             counts["undecodable"] += 1
+            # A message about the first byte of such a file would not say what is wrong with all of it.
             if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                 raise InputError(f"{name}: is in UTF-16. Convert it: iconv -f UTF-16 -t UTF-8 OLD > NEW") from None
             if encoding_errors == "strict":
@@ -267,6 +272,7 @@ def _drop_numbers(texts, is_leipzig, counts):
 
 def are_numbered(lines: list[str]) -> bool:
     """Whether 49 of 50 lines, and two at least, are a number, a tab and a text, with numbers that rise."""
+    # Rising, since the first column of a table may hold any numbers.
     numbers = [int(number) for number in map(_number_of, lines) if number]
     rising = sum(low < high for low, high in zip(numbers, numbers[1:], strict=False)) + 1
     return len(numbers) > 1 and min(len(numbers), rising) >= 0.98 * sum(map(bool, map(str.strip, lines)))

@@ -44,8 +44,10 @@ def prepare_tokenizer(
         {"tokenizer_name_or_path": digest_tokenizer(source)} if source else {"text": texts._fingerprint, **settings}
     )
     if checkpoint:
+        # Whatever lies in `folder`: the weights of the checkpoint fit its own tokenizer alone.
         return _load_of_checkpoint(Path(checkpoint), Path(folder), wanted)
     found = _load_or_none(folder)
+    # One that was made from the same text with the same settings is used again.
     if found is None or made_from(found) != wanted:
         tokenizer = source or train_tokenizer(texts, **settings)
         if found is not None:  # of a run before this one: whoever has its checkpoints may still want it
@@ -99,7 +101,7 @@ def _difference(checkpoint, name, before, now):
 
 
 def _load_or_none(folder):
-    """The tokenizer in the folder; None where there is none that can be loaded, which is told where one should be."""
+    """The tokenizer in the folder, or None where none can be loaded; a warning says so if the folder is there."""
     try:
         return load_tokenizer(folder)
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Words in the text that they stand in: at which characters each one begins and ends."""
+"""Where each word of a text begins and ends, in characters."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,10 +6,11 @@ Span = tuple[int, int]  # of characters in a text: where it begins, and where it
 
 
 def locate(pieces: Sequence[str], text: str) -> list[Span] | None:
-    """The span of each piece in a text that is made of them in their order, blanks between and inside aside.
+    """The span of each piece in a text that holds these pieces in this order and nothing else but blanks.
 
-    None where the text is not. A piece without a character has an empty span.
+    None where the text is another one. A piece without a character has an empty span.
     """
+    # Characters are counted without blanks, which may stand inside of a piece too. `places` leads back to the text.
     places = [index for index, character in enumerate(text) if not character.isspace()]
     letters = ["".join(piece.split()) for piece in pieces]
     if "".join(letters) != "".join(text.split()):
@@ -18,6 +19,7 @@ def locate(pieces: Sequence[str], text: str) -> list[Span] | None:
     for piece in letters:
         start = places[at] if at < len(places) else len(text)
         at += len(piece)
+        # Ends behind its own last character: the next one's place would take in the blank between them.
         spans.append((start, places[at - 1] + 1 if piece else start))
     return spans
 
@@ -42,6 +44,7 @@ def locate_with_ranges(words: Iterable[str], are_words: Iterable[bool], text: st
     rest = "".join(text.split())
     for word, is_word in zip(words, are_words, strict=True):
         letters = "".join(word.split())
+        # A word that the text goes on with is written there. Any other word belongs to the range before it.
         if rest.startswith(letters):
             rest = rest.removeprefix(letters)
             units.append((word, [word] if is_word else [], is_word))

@@ -1,4 +1,4 @@
-"""From what `prepare_shards.py` was told to a job, and whether its folder takes it."""
+"""The job that the arguments of `prepare_shards.py` describe, and whether its folder may hold it."""
 
 import shutil
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from electra_hf.text.sources import find_sources
 from electra_hf.text.stages import READING, WORK, Job, job_file
 from electra_hf.text.tokenization import load_tokenizer
 
-# What may lie in a folder that a job is begun in.
+# What may lie in a folder that a job is begun in: its own files, and the lock that the recipe takes before.
 HARMLESS = {WORK, ".lock"}
 
 
@@ -50,6 +50,7 @@ class ShardArguments:
         for name in ("tasks", "workers", "memory_gb"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}.")
+        # The own tasks go from task_offset to before `last`.
         last = self.task_offset + (self.tasks - self.task_offset if self.local_tasks is None else self.local_tasks)
         if not 0 <= self.task_offset < last <= self.tasks:
             raise InputError(
@@ -59,6 +60,7 @@ class ShardArguments:
             raise InputError(
                 f"task_offset, local_tasks: are for several machines by hand, and {self.executor} is not."
             )
+        # It is among the choices although it is not built, so that the message can name those that are.
         if self.executor == "jobs":
             raise InputError("executor: jobs is not built yet. Take local, slurm or ray.")
         if self.dry_run and self.executor != "slurm":
@@ -74,7 +76,7 @@ class ShardArguments:
 def plan_job(
     shards: ShardArguments, corpus: CorpusArguments, vocabulary: dict, max_length: int, tokenizer: str | None = None
 ) -> Job:
-    """The job for these inputs. Every input is read once here, to know it again.
+    """The job for these inputs. Every input is read once here, for its checksum.
 
     `vocabulary`: what a tokenizer is trained with (`train_tokenizer`), unless `tokenizer` names an existing one.
     Raises `InputError`.
@@ -84,12 +86,15 @@ def plan_job(
             "dataset_name: shards are made from files, which every task opens for itself. Fetch those of the dataset "
             f"(hf download {corpus.dataset_name} --repo-type dataset --local-dir D), and give corpus_files: D."
         )
+    # Packing checks this too, but only in the last stage.
     if max_length < 3:
         raise InputError(f"max_length: expected at least 3, [CLS] and [SEP] included, got {max_length}.")
+    # A tokenizer counts by what it does: another one may lie under the same name when the job goes on.
     if tokenizer:
         vocabulary = {"tokenizer_name_or_path": digest_tokenizer(load_tokenizer(tokenizer))}
     downloads = cache_folder(corpus.data_cache_dir) / "downloads"
     tagged = find_sources(corpus.exclude_files, downloads, TAGGED_SUFFIXES)
+    # Only settings that decide what is written. Others, such as the cache folder, may change between two starts.
     names = (*READING, "test_share")
     return Job(
         folder=str(Path(shards.output_dir).resolve()),
@@ -103,7 +108,7 @@ def plan_job(
 
 def _describe(source):
     content = content_of(source)
-    path = source.path.resolve()
+    path = source.path.resolve()  # tasks open it from other working folders
     return {"name": source.name, "path": str(path), "content": content, "bytes": path.stat().st_size}
 
 
@@ -114,6 +119,7 @@ def begin(job: Job) -> None:
         _check_same(job, read_manifest(folder)["made_from"], "holds the shards of")
         shutil.rmtree(folder / WORK, ignore_errors=True)  # of a job that was killed right after it was sealed
         return
+    # Before a job is begun, anything else in the folder is somebody's. Later its own shards lie there too.
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in HARMLESS) if folder.is_dir() else []
     if foreign and not job_file(folder).is_file():
         raise InputError(
@@ -121,10 +127,12 @@ def begin(job: Job) -> None:
         )
     if not job_file(folder).is_file():
         job.save()
+    # Compared with what lies there, also after saving: another machine may have been first, with other settings.
     _check_same(job, Job.load(folder).identity, "was begun by")
 
 
 def _check_same(job, before, what):
+    # A job knows files by their fingerprint. That tells a reader nothing, so the message says only that they changed.
     differences = [
         f"{name} {'have changed' if name.endswith('_files') else f'was {before.get(name)!r}, now {now!r}'}"
         for name, now in job.identity.items()
@@ -142,6 +150,7 @@ def write_fault(folder: str | Path, name: str, message: str) -> None:
     """Leave the message of a task that failed."""
     faults = Path(folder) / WORK / "faults"
     faults.mkdir(parents=True, exist_ok=True)
+    # One file for each task, since many tasks can fail at the same time.
     write_text(faults / f"{name}.txt", message)
 
 
@@ -155,5 +164,6 @@ def read_faults(folder: str | Path) -> str:
 def remove_leftovers(job: Job) -> None:
     """Remove what killed and failed tasks have left. Only where no other process works in the folder."""
     shutil.rmtree(Path(job.folder) / WORK / "faults", ignore_errors=True)
+    # Their names hold machine and process (`folder_once`): a task that is made again does not touch them.
     for path in (Path(job.folder) / WORK).glob(f"*/*{UNFINISHED}"):
         shutil.rmtree(path, ignore_errors=True)

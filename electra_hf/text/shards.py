@@ -1,7 +1,7 @@
 """The stages of preparing shards as datatrove runs them: on this machine, on Slurm or on Ray.
 
-In comes a job (`shard_job`); out goes a folder of packed rows (`packed_rows`). Whether a task is done says its folder
-(`stages`), not the empty marker that datatrove leaves.
+A job (`shard_job`) comes in, and a folder of packed rows (`packed_rows`) comes out. A task is done when the folder
+that it writes (`stages`) is there. The empty marker files that datatrove leaves are not looked at.
 """
 
 import multiprocessing
@@ -27,7 +27,7 @@ from electra_hf.text.shard_job import ShardArguments, read_faults, write_fault
 from electra_hf.text.stages import STAGES, WORK, Job, output_of, run_task
 
 SEAL = "seal"
-LOOK_AGAIN = 2  # seconds, for what other machines make
+LOOK_AGAIN = 2  # seconds between two looks at what other machines have finished
 
 
 class RunTask(PipelineStep):
@@ -36,14 +36,14 @@ class RunTask(PipelineStep):
     type = "electra_hf"
 
     def __init__(self, folder: str, stage: str):
-        self.name = stage
+        self.name = stage  # before super().__init__(), which names the statistics of the step after it
         super().__init__()
         self.folder, self.stage = folder, stage
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> None:
-        """Run task `rank`; nothing is passed on but what lies in the folder.
+        """Run task `rank`. Tasks hand each other nothing but files in the folder.
 
-        Raises `InputError`, and leaves its message where whoever asked can read it from another machine.
+        Raises `InputError`, and leaves its message in the folder, where another machine can read it.
         """
         try:
             if self.stage != SEAL:
@@ -51,22 +51,25 @@ class RunTask(PipelineStep):
             elif not is_sealed(self.folder):
                 seal(Job.load(self.folder))
         except InputError as error:
+            # The process that asked may be on another machine: Ray gives it no exception of a task.
             write_fault(self.folder, f"{self.stage}-{rank:05d}", str(error))
             raise
 
 
 class FolderDecides:
-    """An executor's tasks are done when what they write is there; datatrove's own markers are empty files."""
+    """A task is done when what it writes is there. datatrove's own markers are empty files and say less."""
 
     def is_rank_completed(self, rank: int) -> bool:
         """Whether a task is done."""
         step = self.pipeline[0]
+        # Sealing removes the folders of the tasks, so a sealed folder has to be asked for by itself.
         return is_sealed(step.folder) or output_of(step.folder, step.stage, rank).is_dir()
 
     def get_incomplete_ranks(
         self, ranks: Iterable[int] | None = None, skip_completed: bool | None = None
     ) -> list[int]:
         """The tasks that are not done, of `ranks` or of all."""
+        # `skip_completed` changes nothing: a folder that is there is never made again.
         ranks = range(self.world_size) if ranks is None else ranks
         return [rank for rank in ranks if not self.is_rank_completed(rank)]
 
@@ -74,17 +77,18 @@ class FolderDecides:
 class ThisMachine(FolderDecides, LocalPipelineExecutor):
     """datatrove's executor for one machine, with processes that it watches.
 
-    Its pool of workers waits for ever for one that the system has killed (it is short of memory), lets the others
-    work on after an error, and leaves them behind when it is killed itself.
+    datatrove's own pool waits for ever for a worker that the system has killed (because memory is short), lets the
+    other workers go on after an error, and leaves them running when it is killed itself.
     """
 
     def run(self) -> None:
         """Run the tasks that are not done, each in a process of its own. Raises what one of them raises."""
-        loguru.logger.disable("datatrove")
+        loguru.logger.disable("datatrove")  # it logs a traceback for an error that the recipe prints as one line
         tasks = self.get_incomplete_ranks(range(self.local_rank_offset, self.local_rank_offset + self.local_tasks))
         if min(self.workers, len(tasks)) > 1:
             run_in_processes(self._run_for_rank, tasks, self.workers)
         else:
+            # One at a time needs no new process: here everything is imported already.
             for task in tasks:
                 self._run_for_rank(task)
 
@@ -96,18 +100,20 @@ class Slurm(FolderDecides, SlurmPipelineExecutor):
         """Nothing: corpus.json is the report, and this would be one more job for each stage."""
 
     def script(self) -> str:
-        """What `run` gives to sbatch; nothing is written. Its logs and its pickle would lie in the work folder."""
+        """What `run` gives to sbatch. Nothing is written: the logs and the pickle that it names are not there yet."""
+        # `get_sbatch_args` makes the folder of the logs: it gets a scratch folder, whose name is replaced at the end.
         with tempfile.TemporaryDirectory() as scratch:
             logs, self.slurm_logs_folder = self.slurm_logs_folder, scratch
             arguments = self.get_sbatch_args(len(self.get_incomplete_ranks()))
             self.slurm_logs_folder = logs
+        # The command as datatrove's `launch_job` builds it: that method would submit the job.
         pickle = self.logging_dir.resolve_paths("executor.pik")
         text = self.get_launch_file_contents(arguments, f"srun -l -n 1 launch_pickled_pipeline {pickle}")
         return text.replace(scratch, str(logs))
 
 
 class Ray(FolderDecides, RayPipelineExecutor):
-    """datatrove's executor for Ray. It keeps what a task raises to itself: `run_stages` looks for it."""
+    """datatrove's executor for Ray. It does not raise what a task raises: `run_stages` looks for the message."""
 
 
 def run_in_processes(run: Callable[[int], object], tasks: list[int], workers: int) -> None:
@@ -115,9 +121,11 @@ def run_in_processes(run: Callable[[int], object], tasks: list[int], workers: in
 
     Raises what that one raised, or `InputError` where the system has ended it.
     """
+    # Not "fork": it copies locks that threads of tokenizers or pyarrow may hold at that moment.
     context = multiprocessing.get_context("forkserver")
-    # Every process runs the imports of our main module: here they are done once, and shared.
+    # Each process would import our modules anew. The fork server imports them once, and its children share them.
     context.set_forkserver_preload([name for name in sys.modules if name.startswith("electra_hf")])
+    # Reversed, since `pop` takes from the end. `running` is kept by sentinel, which is what `wait` gives back.
     waiting, running = list(reversed(tasks)), {}
     try:
         while waiting or running:
@@ -126,11 +134,12 @@ def run_in_processes(run: Callable[[int], object], tasks: list[int], workers: in
                 receiver, sender = context.Pipe(duplex=False)
                 process = context.Process(target=_work, args=(run, task, sender), daemon=True)
                 process.start()
-                sender.close()
+                sender.close()  # the process has its own copy
                 running[process.sentinel] = task, process, receiver
             for sentinel in wait(list(running)):
                 _check_end(*running.pop(sentinel))
     finally:
+        # Processes are left here only after a failure or a signal.
         for _, process, _ in running.values():
             process.kill()
             process.join()
@@ -138,7 +147,7 @@ def run_in_processes(run: Callable[[int], object], tasks: list[int], workers: in
 
 def _work(run, task, sender):
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    loguru.logger.disable("datatrove")  # what went wrong is told once, by the process that asked
+    loguru.logger.disable("datatrove")  # an error is printed once, by the process that started this one
     os.environ.setdefault("RAYON_NUM_THREADS", "1")  # of tokenizers: the other cores have tasks of their own
     disable_progress_bars()
     try:
@@ -148,8 +157,9 @@ def _work(run, task, sender):
 
 
 def _end_with_parent():
+    # The sentinel is ready when the parent has ended, also by SIGKILL, which leaves daemon processes running.
     wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
+    os._exit(1)  # sys.exit would end this thread alone
 
 
 def _check_end(task, process, receiver):
@@ -157,7 +167,7 @@ def _check_end(task, process, receiver):
     if receiver.poll():
         try:
             raise receiver.recv()
-        except EOFError:
+        except EOFError:  # it sent no error; its exit code says whether it was killed
             pass
     if process.exitcode:
         raise InputError(
@@ -180,8 +190,10 @@ def run_stages(job: Job, shards: ShardArguments) -> Iterator[tuple[str, int, flo
         if shards.executor == "ray" and executor.get_incomplete_ranks():
             log = f"A task of the stage {stage} has failed. Its log is in {executor.logging_dir.path}."
             raise InputError(read_faults(job.folder) or log)
+        # A stage reads what all tasks of the stage before have written, also those of other machines.
         while executor.get_incomplete_ranks():
             time.sleep(LOOK_AGAIN)
+    # One machine seals, the one that has the first task; the others wait for it.
     if 0 in shards.own_tasks:
         RunTask(job.folder, SEAL).run()
     while not is_sealed(job.folder):
@@ -193,6 +205,7 @@ def submit(job: Job, shards: ShardArguments) -> None:
     executor = None
     for stage in (*STAGES, SEAL):
         executor = make_executor(job, stage, shards, depends=executor)
+    # The last one is enough: datatrove first submits the job that it depends on.
     try:
         executor.run()
     except (OSError, CalledProcessError) as error:
@@ -226,10 +239,11 @@ def make_executor(
             partition=shards.slurm_partition,
             mem_per_cpu_gb=shards.memory_gb,
             env_command=shards.environment,
-            qos=None,
+            qos=None,  # datatrove's default, "normal", is a name that a cluster need not have
             job_name=f"shards_{stage}",
         )
     if shards.executor == "ray":
         return Ray(**common, mem_per_cpu_gb=shards.memory_gb)
+    # The only task of a single stage belongs to the machine that has the first task.
     own = range(int(0 in shards.own_tasks)) if is_single else shards.own_tasks
     return ThisMachine(**common, local_rank_offset=own.start, local_tasks=len(own))

@@ -45,7 +45,7 @@ def find_sources(names: list[str], download_folder: Path, suffixes: Collection[s
     """
     if not all(name.strip() for name in names):
         raise InputError("A path is empty. Give one (was a shell variable not set?), or leave it out.")
-    # All of them at once, before anything is read: a dead address is told in seconds, not after an hour of reading.
+    # All of them at once, before anything is read: a dead address fails in seconds, not after an hour of reading.
     fetched = download_all([name for name in names if is_address(name)], download_folder)
     sources = {}
     for name in names:
@@ -156,7 +156,7 @@ def open_texts(source: Source) -> Iterator[tuple[str, io.BufferedReader]]:
     file and a member may be compressed; their first bytes tell, not their names. Raises `InputError`.
     """
     with _open(source) as raw:
-        # A tar in a gzip is both; what is inside shows only after the first is off.
+        # A tar in a gzip is both: whether it is a tar can be seen only after it is decompressed.
         stream = _decompress(raw, raw, source.name)
         if not _is_tar(stream, source):
             # One stream, no archive: a text as it is.
@@ -194,7 +194,7 @@ def _refuse_html(stream, name):
 
 
 def _decompress(stream, raw, name):
-    # Names lie: servers and people rename files, and first bytes stay.
+    # By the first bytes, since servers and people give files other names.
     head = stream.peek(10)[:10]
     if head.startswith(b"\x1f\x8b"):
         inflated = gzip.GzipFile(fileobj=stream)
@@ -204,7 +204,7 @@ def _decompress(stream, raw, name):
         inflated = lzma.LZMAFile(stream)
     elif head.startswith(b"\x28\xb5\x2f\xfd"):
         inflated = pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")
-    # Known and refused is better than read as text: they would be pages of noise.
+    # These are recognised and refused: read as text they would be pages of noise.
     elif head.startswith((b"PK\x03\x04", b"7z\xbc\xaf\x27\x1c", b"Rar!")):
         raise InputError(f"{name}: zip, 7z and rar archives are not read. Unpack it and give the folder.")
     else:

@@ -1,4 +1,4 @@
-"""Shards in five stages, for a corpus past one machine: each is a function of what the stage before left on disk.
+"""Shards in five stages, for a corpus too large for one machine. Each stage reads what the one before left on disk.
 
 clean        texts of this task's part, cleaned, each once within the task; their hashes, sorted
 duplicates   of one range of hashes: which texts of which task another task had before
@@ -6,8 +6,8 @@ texts        what is left, split into train and test
 tokenizer    trained on an even sample of all tasks (one task)
 rows         packed to exactly L ids
 
-What `load_corpus` keeps is what is kept here, with any number of tasks: of equal sentences the first in the order of
-the corpus. Every task writes one folder, whole or not at all, and a folder that is there is never made again. So a
+The stages keep the same texts as `load_corpus`, with any number of tasks: of equal ones the first in the order of the
+corpus. Every task writes one folder, whole or not at all, and a folder that is there is never made again. So a
 task may be killed, started again or given out twice; what it writes depends on the job and its own number alone.
 """
 
@@ -37,10 +37,11 @@ from electra_hf.text.tokenization import load_tokenizer, measure_tokenizer
 WORK = "unfinished"
 SPLITS = ("train", "test")
 READING = ("text_column", "encoding_errors", "text_unit")  # settings of `read_sentences`
-BLOCK = 128  # texts that stay together when a source is dealt out: neighbours make some rows of one document
+BLOCK = 128  # texts that go to a task together, so that some rows hold neighbours from one document
 # Multiples of 2**64 / golden ratio, modulo 2**64, lie evenly however many there are: each task gets its share.
 STRIDE = 0x9E3779B97F4A7C15
-BLOCKS_AT_A_TIME = 80
+BLOCKS_AT_A_TIME = 80  # about ten thousand texts, as many as `load_corpus` takes in a batch
+# `place` is the number of the source, then 40 bits for the number of the block: places sort as the corpus does.
 CLEANED = pa.schema({"text": pa.string(), "hash": pa.uint64(), "place": pa.uint64()})
 # What decides what is written: a job that an older version began is not mixed with what this one makes.
 CODE = [*PREPARATION, *(digest(Path(__file__).with_name(f"{name}.py")) for name in ("stages", "packing"))]
@@ -70,17 +71,19 @@ class Job:
     @cached_property
     def identity(self) -> dict:
         """What has to be the same in a job that goes on in the same folder."""
+        # Files count by their content: path and time stamp change when they are copied.
         return {
             "corpus_files": fingerprint_of([source["content"] for source in self.sources]),
             "exclude_files": fingerprint_of([source["content"] for source in self.tagged]),
             "tasks": self.tasks,
             **self.settings,
-            "version": fingerprint_of(CODE, version("tokenizers")),
+            "version": fingerprint_of(CODE, version("tokenizers")),  # that library trains the tokenizer
         }
 
     @cached_property
     def edges(self) -> list[int]:
         """Where each source begins, and where the last one ends, when all lie end to end, in bytes on the disk."""
+        # An empty source counts as one byte: it is dealt to a task like any other, and the whole length is never 0.
         return list(accumulate((max(1, source["bytes"]) for source in self.sources), initial=0))
 
     def task_at(self, byte: int) -> int:
@@ -144,6 +147,7 @@ def clean_texts(job: Job, task: int, folder: Path) -> None:
     """Clean the task's part of the corpus as `load_corpus` does, and sort the hashes of its texts."""
     tagged, seen = job.tagged_sentences(), SeenHashes()
     counts = {number: Counter() for number in dealt_sources(job, task)}
+    # An empty array first: a task may have no texts, and numpy does not concatenate an empty list.
     hashes, places = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
     with pa.OSFile(str(folder / "texts.arrow"), "wb") as file, pa.ipc.new_stream(file, CLEANED) as writer:
         for number in counts:
@@ -153,10 +157,12 @@ def clean_texts(job: Job, task: int, folder: Path) -> None:
                 places.append(np.full(len(batch["hash"]), number << 40 | block, np.uint64))
                 columns = [pa.array(batch["text"], pa.string()), hashes[-1], places[-1]]
                 writer.write_batch(pa.record_batch(columns, CLEANED))
+    # Sorted, so that the next stage finds its range of hashes as one slice of each file.
     hashes, places = np.concatenate(hashes), np.concatenate(places)
     order = np.argsort(hashes)
     np.save(folder / "hashes.npy", hashes[order])
     np.save(folder / "places.npy", places[order])
+    # The sentences found, and not their number: two tasks may find the same one.
     write_json(folder / "counts.json", {"sources": counts, "found": tagged.keys_found})
 
 
@@ -181,6 +187,7 @@ def read_blocks(job: Job, task: int, number: int, counts: Counter) -> Iterator[t
         texts = list(islice(lines, BLOCK))
         if not texts:
             break
+        # The multiple of STRIDE, as a share of 2**64, is a byte of the source; the task of that byte takes the block.
         if job.task_at(start + ((end - start) * (block * STRIDE % 2**64) >> 64)) == task:
             yield block, texts
     if job.task_at(start) == task:
@@ -194,8 +201,9 @@ def list_duplicates(job: Job, task: int, folder: Path) -> None:
     for output in job.outputs("clean"):
         all_hashes = np.load(output / "hashes.npy", mmap_mode="r")
         start = np.searchsorted(all_hashes, np.uint64(low))
+        # The upper edge of the last range, 2**64, is no uint64.
         stop = len(all_hashes) if task + 1 == job.tasks else np.searchsorted(all_hashes, np.uint64(high))
-        hashes.append(np.array(all_hashes[start:stop]))
+        hashes.append(np.array(all_hashes[start:stop]))  # a copy, so that no file stays mapped
         places.append(np.array(np.load(output / "places.npy", mmap_mode="r")[start:stop]))
     dropped = find_duplicates(hashes, places)
     np.save(folder / "hashes.npy", np.concatenate(dropped))
@@ -209,15 +217,18 @@ def find_duplicates(hashes: list[np.ndarray], places: list[np.ndarray]) -> list[
     """
     tasks = np.repeat(np.arange(len(hashes)), list(map(len, hashes)))
     all_hashes, all_places = np.concatenate(hashes), np.concatenate(places)
+    # lexsort begins with its last key: by hash, and equal hashes by place. All but the first of them are dropped.
     order = np.lexsort((all_places, all_hashes))
     is_later = all_hashes[order[1:]] == all_hashes[order[:-1]]
     later = order[1:][is_later]
+    # A stable sort by task keeps the hashes of each task sorted, as `_isin` needs them.
     later = later[np.argsort(tasks[later], kind="stable")]
     return np.split(all_hashes[later], np.cumsum(np.bincount(tasks[later], minlength=len(hashes)))[:-1])
 
 
 def split_texts(job: Job, task: int, folder: Path) -> None:
     """Drop what another task had before, and write what is left to `train.arrow` and `test.arrow`."""
+    # The ranges of hashes come in their order, and each is sorted: so is the whole.
     dropped = np.concatenate([_dropped(output, task) for output in job.outputs("duplicates")])
     duplicates = Counter()
     with SplitWriter(folder / "train.arrow") as train, SplitWriter(folder / "test.arrow") as test:
@@ -247,7 +258,7 @@ def _dropped(output, task):
 
 def _cleaned_tables(path):
     with pa.memory_map(str(path)) as file:
-        batches = iter(pa.ipc.open_stream(file))
+        batches = iter(pa.ipc.open_stream(file))  # each is one block: several together take fewer calls
         while some := list(islice(batches, BLOCKS_AT_A_TIME)):
             yield pa.Table.from_batches(some)
 
@@ -255,6 +266,7 @@ def _cleaned_tables(path):
 def _isin(values, ordered):
     if not len(ordered):
         return np.zeros(len(values), bool)
+    # `np.isin` would sort `ordered` again for every batch. The clip is for values above all, found behind the end.
     return ordered[np.searchsorted(ordered, values).clip(max=len(ordered) - 1)] == values
 
 
@@ -263,7 +275,7 @@ def make_tokenizer(job: Job, task: int, folder: Path) -> None:
     report = merge_reports(job)
     fingerprints = report.pop("fingerprints")
     train, test = (_all_texts(job, split, fingerprints[split]) for split in SPLITS)
-    names = ("vocab_size", "tokenizer_type", "lowercase")
+    names = ("vocab_size", "tokenizer_type", "lowercase")  # an existing tokenizer has none of them
     settings = {name: job.settings[name] for name in names if name in job.settings}
     tokenizer = prepare_tokenizer(
         folder / "tokenizer", train, settings, job.settings["max_length"], existing=job.tokenizer
@@ -275,6 +287,7 @@ def make_tokenizer(job: Job, task: int, folder: Path) -> None:
 def _all_texts(job, split, fingerprint):
     paths = [output / f"{split}.arrow" for output in job.outputs("texts")]
     texts = concatenate_datasets([read_arrow(path, str(path)) for path in paths])
+    # With the fingerprint of the content, which is recorded with the tokenizer: paths differ between machines.
     return Dataset(texts.data, fingerprint=fingerprint)
 
 
@@ -290,8 +303,9 @@ def merge_reports(job: Job) -> dict:
     for cleaned, texts in zip(job.outputs("clean"), job.outputs("texts"), strict=True):
         cleaned, texts = read_json(cleaned / "counts.json"), read_json(texts / "counts.json")
         tagged.add_found(cleaned["found"])
-        for number, some in cleaned["sources"].items():
+        for number, some in cleaned["sources"].items():  # JSON has made a string of each number
             counts[int(number)].update(some)
+        # The stage `clean` could not know what other tasks have, and counted these as kept.
         for number, duplicates in texts["duplicates"].items():
             counts[int(number)].update({"kept": -duplicates, "duplicate": duplicates})
         for split in SPLITS:
@@ -316,6 +330,7 @@ def pack_rows(job: Job, task: int, folder: Path) -> None:
         path = folder / f"{split}.arrow"
         texts = read_arrow(job.output("texts", task) / f"{split}.arrow", "texts")
         rows = write_rows(path, texts, backend, len(tokenizer), settings)
+        # Every task takes the checksum of its own shards, so that sealing the folder need not read all of them.
         shards[split] = {"rows": rows, "bytes": path.stat().st_size, "sha256": digest(path)}
     write_json(folder / "shards.json", shards)
 

@@ -66,7 +66,7 @@ def _read_rows(name, stream, columns_without_header):
 def _read_tsv(lines):
     for number, line in enumerate(lines, start=1):
         line = line.rstrip("\r\n")
-        # A line of tabs is a row of empty cells, and somebody has to say so.
+        # A line of tabs is a row of empty cells and no blank line: it is kept, so that it can be reported.
         if line.strip(" "):
             yield number, line.split("\t")
 

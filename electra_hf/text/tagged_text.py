@@ -71,8 +71,8 @@ def _parse(source, lines, need_tags):
 
 def _blocks(source, lines):
     block = []
-    for number, line in enumerate([*lines, ""], start=1):
-        if line.strip(" \t"):
+    for number, line in enumerate([*lines, ""], start=1):  # the blank line at the end closes the last sentence
+        if line.strip(" \t"):  # other white space, such as a no-break space, can be a word
             block.append((number, line))
         elif block:
             yield _Block(source, block)
@@ -88,12 +88,14 @@ def _refuse(source, number, reason) -> NoReturn:
 
 def _read_columns(blocks, need_tags):
     """The sentences of a file of columns, whose layout is seen from all of its lines."""
+    # The tags come first: they help to distinguish a word `#` from a comment.
     tags = {_split(line)[-1] for block in blocks for _, line in block.lines if not line.startswith("#")}
     blocks = [_Block(block.source, _without_comments(block.lines, tags)) for block in blocks]
     counts = Counter(len(_split(line)) for block in blocks for _, line in block.lines)
     # Of equally common numbers the first one counts: the error then names the line that deviates.
     expected = max(2 if need_tags else 1, counts.most_common(1)[0][0] if counts else 0)
     rows = [_read_rows(block, expected) for block in blocks]
+    # With two columns the first one is all that could be words.
     word = 1 if expected > 2 and _are_running_numbers(blocks, rows) else 0
     for block, columns in zip(blocks, rows, strict=True):
         lines = [number for number, _ in block.lines]
@@ -102,11 +104,13 @@ def _read_columns(blocks, need_tags):
 
 def _split(line):
     line = line.strip(" \t")
+    # Several tabs in a row part two columns, as several spaces do where there are no tabs.
     return re.split(r" *\t[ \t]*" if "\t" in line else " +", line)
 
 
 def _without_comments(lines, tags):
     start = next((index for index, (_, line) in enumerate(lines) if not _is_comment(line, tags)), len(lines))
+    # CoNLL-2003 begins each document with such a line.
     return [(number, line) for number, line in lines[start:] if not line.startswith("-DOCSTART-")]
 
 
@@ -133,6 +137,7 @@ def _read_rows(block, expected):
 def _are_running_numbers(blocks, rows):
     """Whether the first column numbers the words. Raises `InputError` where it holds nothing but other numbers."""
     columns = [[row[0] for row in sentence] for sentence in rows]
+    # A single word may well be a number.
     if sum(map(len, columns)) < 2 or not all(_is_number(word) for column in columns for word in column):
         return False
     for block, column in zip(blocks, columns, strict=True):
@@ -144,13 +149,14 @@ def _are_running_numbers(blocks, rows):
 
 
 def _is_number(word):
-    return word.isdecimal() and len(word) < 10
+    return word.isdecimal() and len(word) < 10  # no sentence has more words, and int() refuses thousands of digits
 
 
 # CoNLL-U
 
 
 def _looks_like_conllu(lines):
+    # The first row decides: a later one that is no CoNLL-U is then refused with its line.
     rows = (line.split("\t") for line in lines if line.strip() and not line.startswith("#"))
     first = next(rows, [])
     return len(first) == 10 and re.fullmatch(r"\d+([-.]\d+)?", first[0])
@@ -175,6 +181,7 @@ def _read_conllu_file(source, blocks, need_tags):
         spans = text and locate([unit.form for unit in units], text)
         if text and not spans:
             misfits.append(block.lines[0][0])
+        # SpaceAfter is the second choice: `# text` is the sentence as it was written.
         if not spans and joins:
             text = "".join(unit.form + unit.blank_after for unit in units).strip()
             spans = locate([unit.form for unit in units], text)
@@ -233,7 +240,7 @@ def _read_conllu_row(source, number, line):
 
 def read_labels(name: str | Path) -> list[str]:
     """Read a labels file: one label per line, in the order of the model's outputs. Raises `InputError`."""
-    labels = {}
+    labels = {}  # with their lines; in the order of the file, which is the order of the model's outputs
     for source, number, line in ((s, n, line) for s, lines in read_files(name) for n, line in enumerate(lines, 1)):
         label = line.strip()
         if len(label.split()) > 1:

@@ -40,7 +40,7 @@ def train_tokenizer(
     The same texts in the same order, with the same settings, give the same tokenizer, byte for byte. `vocab_size` is
     rounded up to a multiple of 64. A small corpus gives fewer tokens; the vocabulary is then filled with [unused0],
     [unused1], … to the next multiple of 64, so that `len(tokenizer)` is one in every case and each id that a generator
-    can sample has a token. A warning tells it. Of more than 100 million characters an even sample is read. Lower case
+    can sample has a token. A warning says so. Of more than 100 million characters an even sample is read. Lower case
     is Unicode's, which is wrong for the i of Turkish and Azeri (I is not the capital of i there): leave it off.
     Raises `InputError` for an unknown type, a size below 1, or no text.
     """

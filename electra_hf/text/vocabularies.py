@@ -162,7 +162,7 @@ def choose_alphabet(counts: Counter, vocab_size: int, forms: Callable[[str], int
 
 
 def count_characters(texts: Sequence[str], lowercase: bool) -> Counter:
-    """How often each character stands in the texts as `character_normalizer` leaves them, blanks aside."""
+    """How often each character occurs in the texts as `character_normalizer` leaves them, blanks aside."""
     counts = np.zeros(0x110000, np.int64)
     for batch in batches(texts, MAX_TRAINING_CHARACTERS):
         # A bin for each code point: ten times as fast as a Counter, and it never grows.
@@ -173,7 +173,7 @@ def count_characters(texts: Sequence[str], lowercase: bool) -> Counter:
 
 
 def _count_words(pre_tokenizer, texts, lowercase):
-    """How often each word of the pre-tokenizer stands in the texts."""
+    """How often each word of the pre-tokenizer occurs in the texts."""
     counts, words = Counter(), Counter()
     for batch in batches(texts, MAX_TRAINING_CHARACTERS):
         counts.update(_clean(batch, lowercase).split(" "))

@@ -71,7 +71,7 @@ def main(arguments):
     )
     networks = {"generator": arguments.generator, "discriminator": arguments.discriminator}
     config = ElectraPretrainingConfig.from_size("small", vocab_size=arguments.vocab_size, **networks)
-    least_rows = 1_000 * max(arguments.batch_sizes)
+    least_rows = 1_000 * max(arguments.batch_sizes)  # an epoch of 1,000 steps, whose end no window should meet
     packed = write_task(task, corpus["train"], tokenizer, config, length, least_rows)
 
     report = {"machine": describe_machine(), "settings": asdict(arguments), "tables": {}}
@@ -82,6 +82,7 @@ def main(arguments):
         answers = race(contenders.values(), arguments.windows, arguments.window_steps)
         results = {name: summarise(contender, answers[name]) for name, contender in contenders.items()}
         table = tabulate(results, config, length)
+        # With every single answer, so that another statistic needs no new race.
         report["tables"][batch_size] = {"rows": table, "answers": answers}
         print(f"\n{batch_size} rows of {length} tokens a step\n{format_table(table)}\n", flush=True)
 

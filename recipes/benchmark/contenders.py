@@ -59,6 +59,7 @@ class Baton:
         self.work += self.work_per_step
         if self.left:
             return
+        # The loop belongs to a Trainer or to another package, so the wait between two windows happens in here.
         if torch.cuda.is_available():
             # A GPU runs behind its program: without this only the starts of the kernels would be timed.
             torch.cuda.synchronize()
@@ -74,6 +75,7 @@ class Baton:
         if not command:
             os._exit(0)  # out of the middle of a Trainer, there is nothing to clean up
         self.is_saving = command == "save"
+        # The clocks start anew after the wait, which is the turn of the others.
         self.left, self.work = 1 if self.is_saving else int(command), 0
         self.start, self.cpu_start = time.perf_counter(), time.process_time()
 
@@ -135,6 +137,7 @@ class _TimedSave(TrainerCallback):
         self.baton = baton
 
     def on_step_end(self, args, state, control, **kwargs):
+        # Trainer saves right after this, and then calls `on_save`.
         control.should_save = self.baton.is_saving
         self.start = time.perf_counter()
 
@@ -145,6 +148,7 @@ class _TimedSave(TrainerCallback):
 def train_stock(baton, folder, batch_size, rows="rows", selected_only=False, own_pair=False):
     """Under the stock Trainer: stock modules on padded sentences or packed rows, or our pair on packed rows."""
     config = ElectraPretrainingConfig.from_pretrained(folder)
+    # Not for our pair: to drop columns, Trainer would take apart each batch that `PackedRows` has gathered.
     arguments = TrainingArguments(**_settings(folder, batch_size), remove_unused_columns=not own_pair)
     packed = load_from_disk(folder / rows)
     if own_pair:
@@ -221,6 +225,7 @@ def train_simpletransformers(baton, folder, batch_size):
 
 def multiply(baton, folder, batch_size, dtype):
     """Nothing but products of large matrices: what the machine could do. A step is ten of them."""
+    # Large, so that neither the start of a product nor the edges of the matrices count.
     device, size = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 2048)
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     baton.work_per_step = 10 * 2 * size**3

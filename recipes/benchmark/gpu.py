@@ -1,4 +1,5 @@
-"""What a GPU gives: is it right there, how fast, how much memory, and where does the time go. Ten minutes, no network.
+"""Pretraining on a GPU: is it right there, how fast is it, how much memory does it take, and where does the time go?
+Ten minutes, no network.
 
 python recipes/benchmark/gpu.py        (or: make benchmark-gpu); without a GPU it measures the CPU in the same way.
 It leaves gpu.json and gpu.md, a table for SPEED.md, in output_dir.
@@ -29,7 +30,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WAYS = {
     "eager": {"torch_compile": False},
     "compiled": {"torch_compile": True},
-    "graphs": {"torch_compile": True, "torch_compile_mode": "reduce-overhead"},
+    "graphs": {"torch_compile": True, "torch_compile_mode": "reduce-overhead"},  # records CUDA graphs
 }
 
 
@@ -44,7 +45,9 @@ class GpuArguments:
     )
     discriminator: dict | str | None = field(default=None, metadata={"help": "The same of the discriminator."})
     step_tokens: list[int] = field(
-        default_factory=lambda: [4_096, 16_384, 65_536], metadata={"help": "Tokens a step."}
+        # The middle one is the paper's: 128 rows of 128.
+        default_factory=lambda: [4_096, 16_384, 65_536],
+        metadata={"help": "Tokens a step."},
     )
     ways: list[str] = field(default_factory=lambda: list(WAYS), metadata={"help": f"Some of {', '.join(WAYS)}."})
     steps: int = field(default=30, metadata={"help": "Timed steps, after five that are not."})
@@ -59,6 +62,7 @@ class GpuArguments:
 def main(arguments):
     folder = Path(arguments.output_dir)
     shutil.rmtree(folder, ignore_errors=True)  # the trial runs of the time before
+    # The parts are tried one by one (`attempt`), so that a failure does not lose the other results.
     precision = choose_precision(DEVICE == "cpu")
     report = {"machine": describe_machine(), "precision": precision, "settings": asdict(arguments)}
     report["checks"] = {name: attempt(check, arguments, folder) for name, check in CHECKS.items()}
@@ -70,6 +74,7 @@ def main(arguments):
     ]
     operations = flops_per_token(make_model(arguments).config, arguments.max_length)  # of a token
     for row in report["rows"]:
+        # Of what the device reaches where it does nothing but multiply large matrices.
         row["share"] = row.get("tokens_per_second", 0.0) * operations / report["products_per_second"]
     report["profile"] = attempt(profile, arguments, folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +84,7 @@ def main(arguments):
 
 
 def attempt(function, *arguments):
-    """What a measurement gives; what it raised, where a card or a version lacks something: the others still count."""
+    """The result of a measurement, or the error that it raised: a card or a version may lack something."""
     try:
         return function(*arguments)
     except Exception as error:
@@ -87,7 +92,7 @@ def attempt(function, *arguments):
 
 
 def make_model(arguments):
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # the checks compare models, which have to begin with equal weights
     networks = {"generator": arguments.generator, "discriminator": arguments.discriminator}
     return ElectraForPretraining(
         ElectraPretrainingConfig.from_size("small", vocab_size=arguments.vocab_size, **networks)
@@ -95,10 +100,12 @@ def make_model(arguments):
 
 
 def make_trainer(arguments, folder, tokens, callbacks=(), trainer_class=ElectraTrainer, **settings):
-    """A run on random rows, whose tokens are as good as any to be timed on."""
+    """A run on random rows: a step takes the same time whatever the tokens are."""
+    # From 5 on: 0 to 4 are the special tokens, which are not selected ([UNK] aside).
     batch = max(1, tokens // arguments.max_length)
     chance = torch.Generator().manual_seed(0)  # the same rows for a run and its resume
     ids = torch.randint(5, arguments.vocab_size, (batch * 64, arguments.max_length), generator=chance)
+    # No logs and no checkpoints: both would wait for the device within the timed steps.
     defaults = {"warmup_steps": 1, "logging_steps": 100_000, "save_strategy": "no", "torch_compile": False}
     training = PretrainingArguments(
         output_dir=str(folder),
@@ -117,12 +124,13 @@ def make_trainer(arguments, folder, tokens, callbacks=(), trainer_class=ElectraT
 
 
 class Clock(TrainerCallback):
-    """The moments of the first step's end, of the fifth's and of the last one's, when the device has done them."""
+    """When the device has ended the first step, the fifth and the last one."""
 
     def __init__(self):
         self.start, self.moments = time.perf_counter(), {}
 
     def on_step_end(self, args, state, control, **kwargs):
+        # A GPU runs behind its program: without waiting for it only the starts of its kernels would be timed.
         if state.global_step in (1, 5, state.max_steps):
             synchronize()
             self.moments[state.global_step] = time.perf_counter()
@@ -135,6 +143,7 @@ def synchronize():
 
 def measure_way(arguments, folder, way, tokens):
     """Tokens per second, peak memory in bytes, and seconds to the first step, compilation included."""
+    # Forget the way that was timed before: its compiled code and its peak of memory would count here.
     torch._dynamo.reset()
     if DEVICE == "cuda":
         torch.cuda.empty_cache()
@@ -153,6 +162,7 @@ def measure_way(arguments, folder, way, tokens):
 def measure_products():
     """Operations per second of large products in the precision that a run would take."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[choose_precision(DEVICE == "cpu")]
+    # So large that the start of a product does not count; on a CPU, so small that it takes no minute.
     size = 8192 if DEVICE == "cuda" else 512
     left, right = (torch.randn(size, size, device=DEVICE, dtype=dtype) for _ in range(2))
     for number in (3, 20):  # the first few are not timed
@@ -161,6 +171,7 @@ def measure_products():
         for _ in range(number):
             left @ right
         synchronize()
+    # A product of two (n, n) matrices is n**3 multiplications and as many additions.
     return 20 * 2 * size**3 / (time.perf_counter() - start)
 
 
@@ -173,6 +184,7 @@ def check_against_cpu(arguments, folder):
     model.to(DEVICE)
     there = [network(ids.to(DEVICE)).logits.cpu() for network in (model.generator, model.discriminator)]
     difference = max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(here, there, strict=True))
+    # TF32 keeps 10 bits of a factor, about three digits; a wrong kernel is further off than that.
     return {"largest relative difference": difference, "passed": difference < 1e-2}
 
 
@@ -185,10 +197,13 @@ def check_resume(arguments, folder):
     resumed.train(str(folder / "resume" / "checkpoint-3"))
     pairs = zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
     difference = max(float((a - b).abs().max()) for a, b in pairs)
+    # 0.0 on a CPU, as the test of this file asks. A GPU may add in another order the second time.
     return {"largest difference of a weight": difference, "passed": difference < 1e-3}
 
 
 class _Broken(ElectraTrainer):
+    """Its second step has no finite loss."""
+
     def compute_loss(self, *args, **kwargs):
         loss = super().compute_loss(*args, **kwargs)
         return loss * float("nan") if self.state.global_step == 1 else loss
@@ -202,6 +217,8 @@ def check_broken_step(arguments, folder):
 
 
 class _Signal(TrainerCallback):
+    """Stops the run after its second step, as Slurm or a cloud does."""
+
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -214,7 +231,7 @@ def check_stop(arguments, folder):
     save, seconds = trainer._save_checkpoint, []
 
     def timed(*args):
-        synchronize()
+        synchronize()  # else the rest of the step would count as saving
         start = time.perf_counter()
         save(*args)
         seconds.append(time.perf_counter() - start)
@@ -243,6 +260,7 @@ def profile(arguments, folder):
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as seen:
         trainer.train()
+    # "self": without the operations called inside, which have rows of their own.
     of = "self_device_time_total" if DEVICE == "cuda" else "self_cpu_time_total"
     longest = sorted(seen.key_averages(), key=lambda event: getattr(event, of), reverse=True)[:10]
     return {event.key: getattr(event, of) / 1e3 for event in longest}

@@ -15,6 +15,7 @@ def describe_machine() -> dict[str, str | int | bool]:
     return {
         "system": platform.platform(),
         "processor": processor_name(),
+        # What PyTorch uses, which may be less than the processor has.
         "vectors": torch.backends.cpu.get_cpu_capability(),
         "fast_bfloat16": has_fast_bfloat16(),
         "cores": os.cpu_count() or 0,
@@ -26,6 +27,7 @@ def describe_machine() -> dict[str, str | int | bool]:
 
 def processor_name() -> str:
     """The model's name as the system gives it; the architecture where the system gives none."""
+    # `platform.processor` is empty on many Linux systems, and names only a family on a Mac.
     if sys.platform == "darwin":
         query = ["sysctl", "-n", "machdep.cpu.brand_string"]
         name = subprocess.run(query, capture_output=True, text=True).stdout.strip()

@@ -27,6 +27,7 @@ def choose_rows(named: list[str] | None, peers_python: str | None) -> list[str]:
 
     Raises `InputError` for a named row that is unknown or cannot be timed here.
     """
+    # A named row that cannot be timed here is an error. Without names such rows are left out.
     obstacles = {row: reason for row in ROWS if (reason := _obstacle(row, peers_python))}
     for row in named or []:
         if row not in ROWS:
@@ -64,6 +65,7 @@ def write_task(folder: Path, texts: Dataset, tokenizer, config, max_length: int,
     rows = np.resize(ids, (max(least_rows, len(ids)), max_length))
     _save(folder / "rows", {"input_ids": rows}, max_length)
 
+    # The same text as padded rows of one sentence each, which is what stock recipes train on.
     sentences = tokenizer(
         list(islice(cycle(texts["text"]), max(least_rows, len(texts)))),
         truncation=True,
@@ -76,6 +78,7 @@ def write_task(folder: Path, texts: Dataset, tokenizer, config, max_length: int,
 
 
 def _save(folder, columns, length):
+    # Of a fixed length, as `PackedRows` needs it.
     features = Features({name: List(Value("int32"), length=length) for name in columns})
     Dataset.from_dict(columns, features=features).save_to_disk(folder)
 
@@ -87,6 +90,7 @@ class Contender:
         self.name = name
         self.log = folder / f"{name}.log"
         here = Path(__file__).parent
+        # No network: nothing of the Hub and of trackers may take part in a step.
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(here.parents[1]), os.environ.get("PYTHONPATH", "")]),
             # A cache of its own: otherwise the first start would be timed with the code of an earlier benchmark.
@@ -122,13 +126,14 @@ class Contender:
         return json.loads(line)
 
     def close(self):
-        self.process.stdin.close()
+        self.process.stdin.close()  # it reads an empty line, and ends
         self.process.wait()
 
 
 def start(names: list[str], folder: Path, batch_size: int, peers_python: str | None) -> dict[str, Contender]:
     """The contenders by name, started one after the other up to their first steps."""
     contenders = {}
+    # One after the other: two that compile at the same time would both look slow.
     for name in names:
         python = peers_python if name == "simpletransformers" else sys.executable
         contenders[name] = Contender(name, folder, batch_size, python)
@@ -159,7 +164,7 @@ def summarise(contender: Contender, answers: list[dict]) -> dict:
         "lowest": speeds[0],
         "highest": speeds[-1],
         "per_cpu_second": statistics.median(answer["work"] / answer["cpu_seconds"] for answer in answers),
-        "memory": answers[-1]["memory"],
+        "memory": answers[-1]["memory"],  # a peak, so the last one is the highest
         "seconds_to_first_step": contender.seconds_to_first_step,
     }
 
@@ -188,6 +193,7 @@ def measure_stall(contender: Contender, folder: Path, times: int = 5) -> tuple[f
 
 
 def _write(file, size):
+    # Unbuffered and in large pieces: the time is that of the system's writes, and not of Python.
     chunk = bytes(2**24)
     start = time.perf_counter()
     with open(file, "wb", buffering=0) as output:

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from electra_hf.model.flops import flops_per_token
 
-# What a table row adds to the one above it; the contenders are those of `contenders.py`.
+# How the contenders of `contenders.py` are called, in the order of the table. "+" adds to the row above.
 ROWS = {
     "simpletransformers": "simpletransformers 0.70.8",
     "stock_padded": "stock modules and Trainer, padded sentences",
@@ -39,11 +39,12 @@ def tabulate(results: dict[str, dict], config, max_length: int) -> list[dict]:
     The operations counted are those that the pair needs on packed rows (`flops_per_token`), whatever a contender
     computes beside them; the rate is that of fp32, or of bf16 where the row trains in it.
     """
-    names = [name for name in ROWS if name in results]
+    names = [name for name in ROWS if name in results]  # without the matrix products, which are no row
     first = results[names[0]]["per_second"]
     table = []
     for name in names:
         result = results[name]
+        # Measured in the same turns as the row, so that a busy machine slows both.
         products = results[products_of(name)]["per_second"]
         share = result["per_second"] * flops_per_token(config, max_length) / products
         row = {"name": ROWS[name], **result, "ratio": result["per_second"] / first, "share_of_products": share}
@@ -68,6 +69,7 @@ def format_table(table: list[dict]) -> str:
 
 def draw_benchmark(table: list[dict], path):
     """Draw the rows of a table (`tabulate`) as bars: tokens per second, lowest to highest window."""
+    # Not through pyplot, which keeps a figure until it is closed.
     figure = Figure(figsize=(9, 1 + 0.45 * len(table)), layout="constrained")
     axis = figure.subplots()
     speeds = [row["per_second"] for row in table]
@@ -78,8 +80,8 @@ def draw_benchmark(table: list[dict], path):
     axis.barh([row["name"] for row in table], speeds, xerr=spread, capsize=3)
     for place, row in enumerate(table):
         axis.annotate(f"  {row['ratio']:.1f}×", (row["highest"], place), va="center", fontsize=9)
-    axis.invert_yaxis()
-    axis.margins(x=0.12)
+    axis.invert_yaxis()  # the first row at the top, as in the table
+    axis.margins(x=0.12)  # room for the ratio behind the longest bar
     axis.grid(axis="x", alpha=0.3)
     axis.set_xlabel("real tokens per second: median, lowest and highest window")
     figure.savefig(Path(path), dpi=110)

@@ -25,12 +25,14 @@ def main(shards, corpus, tokens):
     measures.mkdir()
     for name, stage in STAGES.items():
         tasks = list(range(stage.tasks(job)))
+        # A stage is made anew for each number of workers: a folder that is there would not be made again.
         for workers in (1,) if stage.is_single else (1, 2):
             shutil.rmtree(job.output(name).parent, ignore_errors=True)
             began = time.perf_counter()
             # A process for each task also with one worker, so that the memory is that of a task.
             run_in_processes(partial(measure, job.folder, name), tasks, workers)
             seconds = time.perf_counter() - began
+            # The tasks run in processes of their own, which leave their numbers in files.
             tasks_measured = [json.loads(path.read_text()) for path in measures.glob(f"{name}-*")]
             cpu = sum(task["cpu_seconds"] for task in tasks_measured)
             memory = max(task["megabytes"] for task in tasks_measured)
@@ -43,12 +45,13 @@ def main(shards, corpus, tokens):
 
 
 def measure(folder, stage, task):
+    # The highest memory of a process only rises: what its imports took is noted before the task begins.
     before = resource.getrusage(resource.RUSAGE_SELF)
     run_task(folder, stage, task)
     after = resource.getrusage(resource.RUSAGE_SELF)
     measured = {
         "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
-        "megabytes": after.ru_maxrss / 1024,
+        "megabytes": after.ru_maxrss / 1024,  # Linux counts in kilobytes
         "megabytes_before": before.ru_maxrss / 1024,
     }
     Path(folder, "measures", f"{stage}-{task}").write_text(json.dumps(measured))
