@@ -27,6 +27,7 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # macOS, musl, Windows
         return
+    # Without mappings of their own, large tensors come from the heap; -1 then never trims it.
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, -1)
 
@@ -38,6 +39,7 @@ def random_bytes(seed: Tensor, count: int) -> Tensor:
     An operator of its own, because the compiler would draw them number by number (recipes/benchmark/LOG.md). It
     depends on nothing but its arguments: the compiler makes one of two equal calls.
     """
+    # SFC64 is the fastest of NumPy's generators, and each number of it gives eight bytes.
     return torch.from_numpy(np.random.SFC64(seed.item()).random_raw((count + 7) // 8)).view(torch.int8)[:count]
 
 
@@ -54,6 +56,7 @@ def drop_out(values: Tensor, p: float) -> Tensor:
     """
     if values.device.type != "cpu" or p * _LEVELS > _LEVELS - 1:
         return F.dropout(values, p)
+    # From PyTorch's own stream: a checkpoint of that stream repeats the bytes, too.
     seed = torch.randint(2**63 - 1, (), device=values.device)
     levels = random_bytes(seed, values.numel()).view(values.shape)
     threshold = (p * _LEVELS - _LEVELS // 2 + torch.rand((), device=values.device)).floor()
@@ -100,6 +103,7 @@ def attend(
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     scores = (query * scaling) @ key.transpose(-1, -2)
     if attention_mask is not None:
+        # The smallest number instead of -inf: a row that is all padding stays finite.
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     return (drop_out(scores.softmax(-1), dropout) @ value).transpose(1, 2), None
 
@@ -112,6 +116,7 @@ def use_cpu_layers(network: PreTrainedModel) -> None:
     """Let a Hugging Face network compute this way; its attention only if it was asked for none other than `sdpa`."""
     stand_ins = {nn.Dropout: Dropout, nn.Linear: Linear}
     for module in network.modules():
+        # The class alone changes: parameters, names and hooks stay, so checkpoints are those of the plain model.
         module.__class__ = stand_ins.get(type(module), type(module))
     if network.config._attn_implementation == "sdpa":
         network.set_attn_implementation("sdpa_dropout")

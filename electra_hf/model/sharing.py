@@ -29,15 +29,18 @@ class ResidualEmbedding(nn.Embedding):
     """
 
     def __init__(self, own: nn.Embedding, base: nn.Embedding):
+        # On the "meta" device, so that the table that is replaced in the next line takes no memory.
         super().__init__(*own.weight.shape, padding_idx=own.padding_idx, device="meta")
         self.weight = own.weight  # the same parameter: what is tied to it stays tied
         self._base = (base,)  # in a tuple, because a module would become a part of this one
 
     @property
     def base_weight(self) -> Tensor:
+        # Asked for at each use: the base may get another parameter later, such as when weights are loaded.
         return self._base[0].weight.detach()
 
     def forward(self, input_ids: Tensor) -> Tensor:
+        # Looked up twice instead of adding the tables: a batch reads few of their rows.
         return F.embedding(input_ids, self.base_weight) + super().forward(input_ids)
 
 
@@ -65,6 +68,7 @@ def disentangle(discriminator: PreTrainedModel, generator: PreTrainedModel) -> N
         own, base = getattr(embeddings, table), getattr(generator.electra.embeddings, table)
         setattr(embeddings, table, _at_zero(ResidualEmbedding(own, base)))
     head = discriminator.get_output_embeddings()
+    # A head over the vocabulary is tied to the word table; it must not keep the bare residual.
     if head is not None:
         discriminator.set_output_embeddings(_at_zero(ResidualLinear(head, embeddings.word_embeddings)))
 

@@ -66,13 +66,9 @@ class SpanScores(_TagMetric):
             predictions, references = (
                 [[f"B-{tag}" for tag in row] for row in rows] for rows in (predictions, references)
             )
+        # seqeval takes the gold tags first.
         precision, recall, f1, _ = precision_recall_fscore_support(
-            # seqeval takes the gold tags first.
-            references,
-            predictions,
-            average="micro",
-            scheme=SCHEMES[scheme or "iob2"],
-            zero_division=0,
+            references, predictions, average="micro", scheme=SCHEMES[scheme or "iob2"], zero_division=0
         )
         return {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
 
