@@ -28,6 +28,7 @@ class TwoStages(TrainerCallback):
     def on_step_begin(self, args, state, control, model, optimizer, **kwargs):
         # A function of the step alone, so that a resumed run does the same.
         model.generator_only = state.global_step < args.generator_only_steps
+        # Equal and not "at least": a run that is resumed later must not copy the weights a second time.
         is_the_switch = args.generator_only_steps and state.global_step == args.generator_only_steps
         if is_the_switch and not model.config.discriminator_is_published:
             model.initialize_discriminator()
@@ -38,6 +39,7 @@ def resting_parameters(model: ElectraForPretraining) -> list[nn.Parameter]:
 
     Beside a published discriminator the tables that both share rest too: they are a part of what it knows.
     """
+    # By identity, since shared tables belong to both networks and have one name only.
     learning = {id(parameter) for parameter in model.generator.parameters()}
     if model.config.discriminator_is_published:
         learning -= {id(parameter) for parameter in deciding_parameters(model.discriminator)}
@@ -66,6 +68,7 @@ def save_totals(trainer: Trainer, folder: Path) -> None:
 
     Without it the first log after a resume, the loss and the time of the whole run would differ.
     """
+    # A quarter of a million bins, of which a few are used: only those are saved.
     histograms = trainer._train_metrics.histograms
     bins = histograms.nonzero().flatten()  # few of them since the last log
     totals = {
@@ -89,6 +92,7 @@ def load_totals(trainer: Trainer) -> None:
     if not file.is_file():  # a checkpoint of an earlier version
         return
     totals = {name: tensor.to(trainer.args.device) for name, tensor in load_file(file).items()}
+    # The Trainer has set these to zero for the resumed run; they go on where they were.
     trainer._tr_loss, trainer._total_loss_scalar = totals["loss"], float(totals["logged_loss"])
     trainer._globalstep_last_logged = int(totals["last_logged"])
     metrics = trainer._train_metrics

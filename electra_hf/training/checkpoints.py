@@ -23,6 +23,7 @@ MANIFEST = "manifest.json"
 WRITTEN = "written.json"  # the mark; gone as soon as the manifest is there
 _OWN = (MANIFEST, f"{MANIFEST}.tmp", WRITTEN, f"{WRITTEN}.tmp")
 _BOOT = Path("/proc/sys/kernel/random/boot_id")  # Linux: changes with every start of the machine
+# The library goes on without some of these, from a fresh optimizer and with a mere note in the log.
 _NEEDED = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
@@ -72,6 +73,7 @@ def find_damage(checkpoint: str | Path) -> str | None:
     for name in (*_NEEDED, *expected):
         if name not in found:
             return f"{name} is missing"
+    # Also more than there should be: a file of another save would be read without a word.
     for name in found:
         if name not in expected:
             return f"{name} does not belong to it"
@@ -87,6 +89,7 @@ def find_damage(checkpoint: str | Path) -> str | None:
 def _read_manifest(checkpoint):
     """The manifest, or what stands in for it until it is there."""
     try:
+        # The mark counts only until the machine starts anew: after a power cut, sizes say nothing about bytes.
         mark = json.loads((checkpoint / WRITTEN).read_text(encoding="utf-8"))
         if not has_manifest(checkpoint) and mark["boot"] == _BOOT.read_text():
             return mark["files"]
@@ -108,6 +111,7 @@ def find_last_checkpoint(output_dir: str | Path) -> Path | None:
 
 def sorted_checkpoints(output_dir: str | Path, newest_first: bool = False) -> list[Path]:
     """The `checkpoint-N` folders of a run in the order of N."""
+    # By the number: as text, checkpoint-900 comes after checkpoint-1000.
     numbered = [
         (int(match.group(1)), folder)
         for folder in Path(output_dir).glob("checkpoint-*")
@@ -130,6 +134,7 @@ def rotate(output_dir: str | Path, limit: int | None) -> None:
 
 def delete(checkpoint: str | Path) -> None:
     """Delete a checkpoint; killed in between, it is one whose save did not finish."""
+    # The manifest goes first: a half-deleted folder then no longer counts as complete.
     for name in (MANIFEST, WRITTEN):
         (Path(checkpoint) / name).unlink(missing_ok=True)
     shutil.rmtree(checkpoint, ignore_errors=True)
@@ -152,6 +157,7 @@ def clear_way(output_dir: str | Path, step: int) -> None:
         if not has_manifest(folder):  # the run was killed before it came to it
             write_manifest(folder)
         (folder / WRITTEN).unlink(missing_ok=True)  # of a run killed just after its manifest
+        # After `never`, or from a folder that was named: kept, in case that was a mistake.
         if int(folder.name.rpartition("-")[2]) > step:
             aside = folder.with_name(f"{folder.name}.aside")
             shutil.rmtree(aside, ignore_errors=True)
@@ -159,6 +165,7 @@ def clear_way(output_dir: str | Path, step: int) -> None:
             logger.warning("%s is newer than the start of this run and not used: it is now %s.", folder, aside.name)
 
 
+# What a run writes beside its checkpoints, and what a card reads.
 RESULTS = ("discriminator", "generator", "metrics.json", "curves.png", "corpus.json", "recipe.yaml")
 
 
@@ -189,6 +196,7 @@ def disk_faults_told(output_dir: str | Path) -> Iterator[None]:
 def check_writable(output_dir: str | Path) -> None:
     """Refuse a folder that cannot be written before hours of work for it. Raises `InputError`."""
     folder = Path(output_dir).absolute()
+    # The folder itself may not exist yet; the first parent that does decides.
     place = next(path for path in (folder, *folder.parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise InputError(
