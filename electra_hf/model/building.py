@@ -14,7 +14,10 @@ from electra_hf.text.tokenization import find_continuations
 
 
 def build_pair(model_args, tokenizer: PreTrainedTokenizerBase, max_length: int) -> ElectraForPretraining:
-    """The pair that `arguments.ModelArguments` describe, for a tokenizer and rows of `max_length`."""
+    """The pair that `arguments.ModelArguments` describe, for a tokenizer and rows of `max_length`.
+
+    Raises `InputError` where the tokenizer or the rows are too large for a published network.
+    """
     settings = model_args.pair_settings() | {
         "pad_token_id": tokenizer.pad_token_id,
         "mask_token_id": tokenizer.mask_token_id,

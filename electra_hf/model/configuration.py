@@ -137,6 +137,7 @@ class ElectraPretrainingConfig(PreTrainedConfig):
         return max(1, round(self.mask_probability * length))
 
     def to_dict(self) -> dict:
+        """The fields as they stand in config.json, in a form that no plain ELECTRA class takes for its own."""
         # A plain ELECTRA class must not load a folder of the pair as a network of random weights: it would take
         # the first part that calls itself ELECTRA, and otherwise refuses a text where a number belongs, and shows it.
         fields = {**super().to_dict(), "hidden_size": _NOT_A_PLAIN_ELECTRA}
@@ -146,6 +147,7 @@ class ElectraPretrainingConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs) -> "ElectraPretrainingConfig":
+        """The configuration that `to_dict` wrote."""
         return super().from_dict({k: v for k, v in config_dict.items() if k != "hidden_size"}, **kwargs)
 
 

@@ -71,6 +71,7 @@ class Dropout(nn.Dropout):
     """`drop_out` while training."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """`input` of any shape -> the same shape."""
         return drop_out(input, self.p) if self.training and self.p else input
 
 
@@ -78,6 +79,7 @@ class Linear(nn.Linear):
     """A compiled step on a CPU adds the bias in the kernel that comes next, not in a pass of its own."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """`input` (..., in_features) -> (..., out_features)."""
         if self.bias is None or input.device.type != "cpu" or not torch.compiler.is_compiling():
             return super().forward(input)
         product = input @ self.weight.t()

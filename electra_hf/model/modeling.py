@@ -159,6 +159,7 @@ class ElectraForPretraining(PreTrainedModel):
         return pair
 
     def train(self, mode: bool = True) -> "ElectraForPretraining":
+        """As PyTorch's, but nothing is done where the mode is that one already."""
         # The Trainer asks before every micro-batch, and to tell 300 modules takes a millisecond.
         return self if self.training == mode else super().train(mode)
 
@@ -303,6 +304,7 @@ class ElectraForPretraining(PreTrainedModel):
         self._save_part(self.generator, folder, tokenizer)
 
     def should_save_on_this_rank(self, is_main_process: bool) -> bool:
+        """Whether this process writes weights: where the caller says that it is the main one, it does."""
         # The library would write weights on the first of all processes alone, also where machines share no disk.
         return is_main_process
 
@@ -314,18 +316,22 @@ class ElectraForPretraining(PreTrainedModel):
                 save_tokenizer(tokenizer, unfinished)
 
     def get_input_embeddings(self) -> nn.Module:
+        """The word table of the discriminator."""
         # Both may be one table; where they are not, the one that is kept.
         return self.discriminator.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Put `value` in the place of the word tables of both networks."""
         self.discriminator.set_input_embeddings(value)
         if self.generator is not None:
             self.generator.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module | None:
+        """The head over the vocabulary: the generator's, or the discriminator's where there is no generator."""
         return self._language_model.get_output_embeddings()
 
     def set_output_embeddings(self, value: nn.Module) -> None:
+        """Put `value` in the place of that head."""
         self._language_model.set_output_embeddings(value)
 
     @property

@@ -32,15 +32,21 @@ class Objective:
 
     @property
     def has_generator(self) -> bool:
+        """Whether a generator writes what the encoder reads."""
         return self.encoder_input == "corrupted"
 
     @property
     def predicts_tokens(self) -> bool:
+        """Whether the encoder says which token stood there, and not only whether it was replaced."""
         return self.head != "detection"
 
     @property
     def discriminator_weight(self) -> float:
-        """The paper's 50 brings the small loss of a yes or no beside the generator's; one over tokens is as large."""
+        """The default weight of its loss beside the generator's.
+
+        The paper's 50 lifts the small loss of a yes or no to the height of the generator's; a loss over tokens is as
+        high without it.
+        """
         return 1.0 if self.predicts_tokens else 50.0
 
 
@@ -83,7 +89,10 @@ def token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """One tensor over the vocabulary beside the logits; PyTorch's own, and a softmax to sample from, make four."""
+    """Cross-entropy that keeps one tensor over the vocabulary beside the logits.
+
+    PyTorch's own, and a softmax to sample from, would keep four.
+    """
 
     @staticmethod
     def forward(ctx, logits, targets):

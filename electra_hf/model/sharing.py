@@ -37,9 +37,11 @@ class ResidualEmbedding(nn.Embedding):
     @property
     def base_weight(self) -> Tensor:
         # Asked for at each use: the base may get another parameter later, such as when weights are loaded.
+        """The table below the residual, (V, E), without gradient."""
         return self._base[0].weight.detach()
 
     def forward(self, input_ids: Tensor) -> Tensor:
+        """The sum of both rows for each of `input_ids`, any shape -> (..., E)."""
         # Looked up twice instead of adding the tables: a batch reads few of their rows.
         return F.embedding(input_ids, self.base_weight) + super().forward(input_ids)
 
@@ -54,9 +56,11 @@ class ResidualLinear(nn.Linear):
 
     @property
     def base_weight(self) -> Tensor:
+        """The table below the residual, (V, E), without gradient."""
         return self._embedding[0].base_weight
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Logits over the vocabulary: `hidden` (..., E) -> (..., V)."""
         return F.linear(hidden, self.base_weight + self.weight, self.bias)
 
 

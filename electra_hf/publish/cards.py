@@ -71,6 +71,7 @@ class CardArguments:
 
     def __post_init__(self):
         for code in self.language:
+            # The Hub refuses a card with another code, and it would do so after the training.
             if not re.fullmatch("[a-z]{2,3}(-[A-Za-z]+)*", code):
                 raise InputError(f"language: expected codes such as eo or eu, got {code!r}.")
         if self.license and not re.fullmatch("[a-z0-9.-]+", self.license):
@@ -157,6 +158,7 @@ def write_card(folder: str | Path, template: str, repo_id: str | None = None, **
         return path
     name = repo_id or NO_NAME
     versions = {package: version(package) for package in PACKAGES}
+    # In this order: what the caller gives wins over what the folder says.
     values = {"name": name, "hardware": describe_hardware(), "versions": versions, **describe_model(folder), **values}
     values["marker"] = MARKER.format(name)
     values["metadata"] = _metadata(template, values).to_yaml()

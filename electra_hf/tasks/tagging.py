@@ -124,6 +124,7 @@ def _read_dataset(dataset, source, arguments):
     name_of = _label_names(_require_lists("label_column", label_column, dataset, source))
     texts = _running_texts(dataset, source, arguments)
     sentences, unlabelled, misfits = [], 0, []
+    # Row by row, since the words of a large dataset do not fit into memory twice.
     rows = zip(_rows(dataset, source, text_column, label_column), texts, strict=True)
     for row, ((words, labels), text) in enumerate(rows, start=1):
         sentence = _read_row(words, labels, text, name_of, source, row)
@@ -201,11 +202,12 @@ def _label_names(feature):
     names = feature.names if isinstance(feature, datasets.ClassLabel) else None
 
     def name_of(label, place):
+        # Python would read names[-1] as the last label, and every word without one would get that.
         if label is None or (isinstance(label, int) and label < 0):
             return None
         # A ClassLabel stores numbers; its names are the tags that a reader knows.
         if names and isinstance(label, int):
-            # A file may hold any number: an IndexError of Python would name no row.
+            # A file may hold any number: Python's own IndexError would name no row.
             if label >= len(names):
                 raise InputError(f"{place}: the label {label} is not one of the {len(names)} from 0 on.")
             return names[label]
@@ -245,6 +247,7 @@ def list_labels(train: list[TaggedSentence], labels_file: str | None = None) -> 
 def count_unknown_labels(test: list[TaggedSentence], labels: list[str]) -> Counter:
     """How many words of the test carry a label that the model does not have. They count as wrong."""
     known = set(labels)
+    # Such words stay in the test and count as wrong: to leave them out would flatter the model.
     unknown = Counter(tag for sentence in test for tag in sentence.tags if tag not in known)
     # All unknown means another tag set, not a few rare tags: a score of 0 would hide that.
     if unknown.total() == sum(len(sentence.tags) for sentence in test):

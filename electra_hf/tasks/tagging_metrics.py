@@ -126,6 +126,7 @@ def format_scores(metrics: dict[str, float], unknown_labels: Counter) -> str:
         # Not each kind of run has each score: the misfits need a scheme.
         if key in metrics:
             lines.append(show_score(title, metrics, key, width=42))
+    # Told by name: a rare tag that the training part lacks, or a misspelt one, shows at once.
     if unknown_labels:
         named = ", ".join(f"{label} ({count})" for label, count in unknown_labels.items())
         lines.append(f"words whose label the model does not have, counted as wrong: {named}")

@@ -12,9 +12,10 @@ from electra_hf.model.sharing import deciding_parameters
 
 
 class OwnRandomStream(TrainerCallback):
-    """Each process masks, samples and drops out on its own: the Trainer seeds them all alike."""
+    """Each process draws its own masks, samples and dropout: the Trainer seeds them all alike."""
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """Seed this process by its number."""
         # A resumed run replaces this by the stream of its checkpoint, after the skipped batches.
         torch.manual_seed(args.seed + 1000 * args.process_index)
 
@@ -26,6 +27,7 @@ class TwoStages(TrainerCallback):
     """
 
     def on_step_begin(self, args, state, control, model, optimizer, **kwargs):
+        """Choose the stage of this step; at the switch, copy the generator into the discriminator."""
         # A function of the step alone, so that a resumed run does the same.
         model.generator_only = state.global_step < args.generator_only_steps
         # Equal and not "at least": a run that is resumed later must not copy the weights a second time.
@@ -53,12 +55,14 @@ class GoOn(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """In a resumed run, load the totals and settle the intervals anew."""
         if state.global_step:
             load_totals(self.trainer)
             # The Trainer would go on with the intervals of the checkpoint, whatever the command says now.
             state.compute_steps(args, state.max_steps)
 
     def on_train_end(self, args, state, control, **kwargs):
+        """Wait for the last manifest, and for the other processes."""
         self.trainer._wait_for_manifest()
         self.trainer.accelerator.wait_for_everyone()  # the first process to exit would end the others
 

@@ -30,6 +30,7 @@ _NEEDED = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.j
 def mark_written(checkpoint: str | Path) -> None:
     """Say that every file of a checkpoint is written. This counts until its manifest, with hashes, is there."""
     checkpoint = Path(checkpoint)
+    # Elsewhere nothing tells whether the machine was started anew, so only the manifest counts.
     if _BOOT.is_file():
         sizes = {name: {"size": (checkpoint / name).stat().st_size} for name in _files(checkpoint)}
         _write(checkpoint / WRITTEN, {"boot": _BOOT.read_text(), "files": sizes})
@@ -79,6 +80,7 @@ def find_damage(checkpoint: str | Path) -> str | None:
             return f"{name} does not belong to it"
     for name, (size, sha256) in expected.items():
         entry = _describe(checkpoint / name)
+        # The size first: it says more to a reader than a hash that differs.
         if entry["size"] != size:
             return f"{name} has {entry['size']} bytes instead of {size}"
         if sha256 is not None and entry["sha256"] != sha256:
@@ -173,6 +175,7 @@ def set_results_aside(output_dir: str | Path) -> None:
     """Before a run starts afresh: rename what an earlier run left in its folder, so that no number of it survives."""
     for name in RESULTS:
         path = Path(output_dir) / name
+        # Renamed and not deleted: they may be all that is left of a run of weeks.
         if path.exists():
             logger.warning("%s is of an earlier run: it is now %s.", path, set_aside(path).name)
 
@@ -185,6 +188,7 @@ def disk_faults_told(output_dir: str | Path) -> Iterator[None]:
     except Exception as error:
         if not (fault := disk_fault(error)):
             raise
+        # The message names where the same command goes on from, since that is the first question then.
         complete = [folder.name for folder in sorted_checkpoints(output_dir) if has_manifest(folder)]
         raise InputError(
             f"output_dir: a checkpoint could not be saved in {output_dir} ({fault}). Make room there, or lower "

@@ -21,23 +21,28 @@ class PlainProgress(ProgressCallback):
     """The Trainer's bar without its dictionaries; no second bar for an evaluation, and none with `disable_tqdm`."""
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """Open the bar, if one is wanted."""
         # With `disable_tqdm` the library has another callback than with a bar; this one stands in for both.
         if not args.disable_tqdm:
             super().on_train_begin(args, state, control, **kwargs)
 
     def on_step_end(self, args, state, control, **kwargs):
+        """Move the bar, if there is one."""
         if self.training_bar is not None:
             super().on_step_end(args, state, control, **kwargs)
 
     def on_prediction_step(self, args, state, control, **kwargs):
+        """Nothing: an evaluation has no bar."""
         pass
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        """Write the line of a log, on the first process alone."""
         # A line through the bar's own `write`: a plain `print` would tear the bar apart.
         if state.is_world_process_zero and (line := format_log(logs or {}, state.global_step)):
             tqdm.write(line) if self.training_bar is None else self.training_bar.write(line)
 
     def on_train_end(self, args, state, control, **kwargs):
+        """Close the bar, if there is one."""
         if self.training_bar is not None:
             super().on_train_end(args, state, control, **kwargs)
 

@@ -49,7 +49,10 @@ def cpu_group() -> distributed.ProcessGroup:
 
 
 def gather(value) -> list:
-    """What each process gives, which is plain as JSON is, in the order of their ranks; the same on all of them."""
+    """The `value` of every process, in the order of their ranks: the same list on all of them.
+
+    A value is what JSON can say: numbers, texts, lists, dictionaries, None.
+    """
     if not several_processes():
         return [value]
     # As bytes of JSON: PyTorch's own way to gather objects would run code that another machine sends.

@@ -146,6 +146,7 @@ class ElectraTrainer(Trainer):
         return max_steps
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The pair's loss, a scalar, and its output too if `return_outputs`; the metrics gain the batch."""
         output = model(**inputs)
         # An evaluation in the middle of training must not add to the training's sums.
         metrics = self._train_metrics if model.training else self._evaluation_metrics
@@ -153,6 +154,7 @@ class ElectraTrainer(Trainer):
         return (output.loss, output) if return_outputs else output.loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as the Trainer does, with what the pair has counted since the last log."""
         if "loss" in logs:
             logs.update(self._training_metrics_since_last_log() | self._check_skipped_steps())
         if "train_runtime" in logs:
@@ -173,6 +175,7 @@ class ElectraTrainer(Trainer):
         return {"train_tokens": tokens, "train_tokens_per_second": tokens / seconds if seconds else 0.0}
 
     def floating_point_ops(self, inputs: dict) -> float:
+        """Operations that training spends on the `input_ids` (B, L) of a batch, by `flops_per_token`."""
         # The Trainer's own count walks over all modules at every micro-batch, and leaves attention out.
         input_ids = inputs["input_ids"]
         return input_ids.numel() * flops_per_token(self.model.config, input_ids.shape[1], self.model.generator_only)
@@ -283,6 +286,7 @@ class ElectraTrainer(Trainer):
         return super()._get_train_sampler(train_dataset)
 
     def get_train_dataloader(self) -> DataLoader:
+        """As the Trainer's, with workers that outlive the signals that end a run."""
         loader = super().get_train_dataloader()
         protect_workers(loader.base_dataloader)
         return loader
