@@ -138,8 +138,9 @@ class ElectraPretrainingConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict:
         """The fields as they stand in config.json, in a form that no plain ELECTRA class takes for its own."""
-        # A plain ELECTRA class must not load a folder of the pair as a network of random weights: it would take
-        # the first part that calls itself ELECTRA, and otherwise refuses a text where a number belongs, and shows it.
+        # A plain ELECTRA class must not load a folder of the pair as a network of random weights. It would take the
+        # first part whose model_type is electra, so no part says its own. It then expects a number as `hidden_size`,
+        # and its error shows the text that stands there.
         fields = {**super().to_dict(), "hidden_size": _NOT_A_PLAIN_ELECTRA}
         for part in self.sub_configs_defaults:
             fields[part] = {name: value for name, value in fields[part].items() if name != "model_type"}

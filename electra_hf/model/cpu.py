@@ -36,8 +36,8 @@ def keep_freed_memory() -> None:
 def random_bytes(seed: Tensor, count: int) -> Tensor:
     """`count` independent bytes, int8, that follow from `seed`, () int64, in less time than PyTorch's take.
 
-    An operator of its own, because the compiler would draw them number by number (recipes/benchmark/LOG.md). It
-    depends on nothing but its arguments: the compiler makes one of two equal calls.
+    An operator of its own, because the compiler would draw them number by number (recipes/benchmark/LOG.md). The seed
+    is an argument, because the compiler merges equal calls: all layers would drop the same elements.
     """
     # SFC64 is the fastest of NumPy's generators, and each number of it gives eight bytes.
     return torch.from_numpy(np.random.SFC64(seed.item()).random_raw((count + 7) // 8)).view(torch.int8)[:count]
@@ -96,7 +96,7 @@ def attend(
     scaling: float | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """The library's attention, but for dropout on a CPU: no fused kernel there has it.
+    """The library's attention, except with dropout on a CPU, where no fused kernel has dropout.
 
     `query`, `key`, `value` (B, heads, L, D), `attention_mask` (B, 1, L, L) bool, True where to attend, or None ->
     (B, L, heads, D), and None for the weights.

@@ -220,7 +220,7 @@ def diagnose(metrics: dict[str, float]) -> dict[str, str]:
     if metrics.get("effective_rank", _COLLAPSED) < _COLLAPSED:
         findings["collapsed"] = (
             "The discriminator's last layer has collapsed: its states differ in little more than one direction "
-            f"(effective rank {metrics['effective_rank']:.1f}). So the plateau looks from inside: it has learned "
-            "little from context yet. Train on; recipes/README.md has what ends a plateau."
+            f"(effective rank {metrics['effective_rank']:.1f}). It has learned little from context yet: this is a "
+            "plateau. Train on; recipes/README.md has what ends a plateau."
         )
     return findings

@@ -72,8 +72,9 @@ class ElectraForPretrainingOutput(ModelOutput):
 
 
 class ElectraForPretraining(PreTrainedModel):
-    """The pair, generator and discriminator. (Theirs, `ElectraForPreTraining`, is `.discriminator` alone.)
+    """The pair, generator and discriminator.
 
+    The library's `ElectraForPreTraining`, of nearly the same name, is the class of `.discriminator` alone.
     What the discriminator learns is `config.objective`; where it predicts tokens it is an `ElectraForMaskedLM`, and
     `mlm` has no generator.
     """
@@ -166,8 +167,7 @@ class ElectraForPretraining(PreTrainedModel):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> ElectraForPretrainingOutput:
         """`input_ids` (B, L) int64; `attention_mask` (B, L), 0 on padding, needed only where rows are padded."""
         config = self.config
-        # Packed rows have no padding and come without a mask: the library would ask the device about each mask it
-        # gets.
+        # Packed rows have no padding and come without a mask: the library would ask the device about it each time.
         is_real = input_ids != config.pad_token_id
         if attention_mask is not None:
             is_real = is_real & attention_mask.bool()

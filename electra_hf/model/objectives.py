@@ -75,7 +75,7 @@ def detection_losses(logits: Tensor, is_replaced: Tensor) -> Tensor:
 
 def token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`logits` (N, V), `targets` (N,) -> cross-entropy (N,), whether the most probable token is right (N,), and the
-    probabilities (N, V), fp32: without gradient, and good until the backward pass makes them the gradient of `logits`.
+    probabilities (N, V), fp32, without gradient. The backward pass writes the gradient of `logits` over them.
     """
     # In fp32 also under autocast: the 8 bits of bf16 are too few for a sum over a vocabulary.
     logits = logits.float()
@@ -98,7 +98,7 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx, logits, targets):
         probabilities = logits.softmax(-1)
         best = find_highest(logits)
-        # The entry least hurt by rounding gives the logarithm of the sum of exponentials.
+        # The logarithm of the sum of exponentials, from the highest entry, whose probability is rounded the least.
         log_probability = probabilities.gather(1, best[:, None]).log()
         log_sum = logits.gather(1, best[:, None]) - log_probability
         ctx.save_for_backward(probabilities, targets)

@@ -23,7 +23,7 @@ COMMON_FIELDS = {
 
 
 class ResidualEmbedding(nn.Embedding):
-    """A table that is another one, which gets no gradient from here, plus a residual of its own that starts at zero.
+    """The sum of another table, which gets no gradient from here, and a residual of its own that starts at zero.
 
     `weight` (V, E) is the residual. He et al. 2021 (DeBERTaV3), section 3.2: gradient-disentangled sharing.
     """
@@ -36,8 +36,8 @@ class ResidualEmbedding(nn.Embedding):
 
     @property
     def base_weight(self) -> Tensor:
-        # Asked for at each use: the base may get another parameter later, such as when weights are loaded.
         """The table below the residual, (V, E), without gradient."""
+        # Asked for at each use: the base may get another parameter later, such as when weights are loaded.
         return self._base[0].weight.detach()
 
     def forward(self, input_ids: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""Texts as HTML: tokens shaded by a probability, words coloured by their tag. What a text says is never markup."""
+"""Texts as HTML: tokens shaded by a probability, words coloured by their tag. The text itself is always escaped."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
 
-# The darkest shade is the most suspicious token of the text, or this probability where that is lower: a small model
-# is timid, and on a scale from 0 to 1 its text would be white.
+# The darkest shade is that of the most suspicious token of the text, but at least that of this probability. A small
+# model gives low probabilities to all tokens: on a scale from 0 to 1 its text would look white.
 DARKEST = 0.5
 
 

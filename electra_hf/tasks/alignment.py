@@ -49,7 +49,7 @@ def encode_words(sentences: list, tokenizer, counts: Counter | None = None) -> I
 def _share_out(token_ids, offsets, spans, counts):
     """The ids of each word of a running text; `offsets` and `spans` are the characters of tokens and words."""
     starts, ends = ([place[side] for place in offsets] for side in (0, 1))
-    pieces, read = [], 0  # of the tokens, those that stand in a word already
+    pieces, read = [], 0  # how many tokens stand in a word already
     for start, end in spans:
         after = max(read, bisect_left(starts, end))
         first = min(read, bisect_right(ends, start, hi=read))  # before `read`: what the word shares with others

@@ -120,8 +120,7 @@ def _check_lengths(questions, tokenizer, stride):
         )
     for start in range(0, len(questions), BATCH):
         batch = questions[start : start + BATCH]
-        # In batches: the tokenizer reads the texts of a batch in parallel, but its output for all of them would be
-        # large.
+        # In batches: a tokenizer reads many texts in parallel, but its output for all of them at once would be large.
         encoded = tokenizer([question.text for question in batch], add_special_tokens=False, verbose=False)
         for question, ids in zip(batch, encoded["input_ids"], strict=True):
             if len(ids) > room:
@@ -135,8 +134,8 @@ def _check_lengths(questions, tokenizer, stride):
 def make_windows(questions: list[Question], tokenizer: PreTrainedTokenizerBase, doc_stride: int) -> Windows:
     """Every question with every window of its context; two windows in a row share `doc_stride` tokens of the context.
 
-    The target is the first gold answer, as everybody trains; where a window does not hold all of it, no answer. The
-    last window keeps what is left, so no character of a context is lost.
+    The target is the first gold answer, as is usual; where a window does not hold all of it, no answer. The last
+    window keeps what is left, so no character of a context is lost.
     """
     windows = Windows([], [], [])
     for start in range(0, len(questions), BATCH):
@@ -152,8 +151,7 @@ def make_windows(questions: list[Question], tokenizer: PreTrainedTokenizerBase, 
         for index, (number, encoding) in enumerate(zip(numbers, encoded.encodings, strict=True)):
             question = batch[number]
             offsets = _offsets_in_context(encoding, question.context)
-            # The neighbours in the list are the same text's, if it has any there: windows come in the order of the
-            # text.
+            # Windows come in the order of the text: the one before and the one behind tell whether this is at an edge.
             is_first, is_last = (not 0 <= i < len(numbers) or numbers[i] != number for i in (index - 1, index + 1))
             span = _locate(question.answers[0], offsets, is_first, is_last) if question.answers else None
             first, last = span or (NULL, NULL)

@@ -344,6 +344,7 @@ def _check_labels(train, tests, labels):
                     f"{example.place}: the label {example.label[:80]!r} is not one of {_shown(labels)}, the labels of "
                     "the task or of the training part. Correct it, or add examples of it to the training part."
                 )
+    # A model of one label is always right and has learned nothing.
     if len({example.label for example in train}) == 1:
         raise InputError(
             f"{train[0].place}: every label of the training part is {train[0].label!r}. Expected two labels at least."
@@ -351,6 +352,7 @@ def _check_labels(train, tests, labels):
 
 
 def _shown(labels):
+    # A task may have hundreds of labels; a message that lists them all is not read.
     return ", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
 
 

@@ -47,7 +47,8 @@ class Reader:
 class Token(NamedTuple):
     """Characters start to end of the text, and how probably they were replaced.
 
-    `positions`: of its tokens among those of the text. A letter that byte-level BPE writes with several is one here.
+    `positions`: where its tokens stand among those of the text. A letter that byte-level BPE writes with several
+    tokens is one `Token`.
     """
 
     start: int
@@ -251,13 +252,13 @@ def guess_token(reader: Reader, text: str, token: Token, number: int = 8) -> lis
 
 @torch.no_grad()
 def _score_place(model, tokenizer, ids, place, size):
-    """The logits of one token alone: the same numbers as among all of `score_tokens`."""
+    """The logits of one token alone, equal to its row of `score_tokens`."""
     (first, end) = next((first, end) for first, end, scored in _windows(len(ids), size) if place in scored)
     return _score_window(model, tokenizer, ids[first:end])[place - first]
 
 
 def write_token(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
-    """The token as it stands in a text, without blanks; empty for one that stands in none on its own."""
+    """The token as it stands in a text, without blanks; empty for a token that cannot stand in a text on its own."""
     token = tokenizer.convert_ids_to_tokens(token_id)
     if token_id in tokenizer.all_special_ids or re.fullmatch(r"\[unused\d+\]", token):
         return ""

@@ -115,7 +115,7 @@ class QuestionAnsweringData:
 
     @property
     def may_lack_answers(self) -> bool:
-        """Whether no answer is an answer: the training part has such questions."""
+        """Whether the training part has questions without an answer, so that to give none can be right."""
         return not all(question.answers for question in self.train)
 
 
@@ -208,8 +208,8 @@ def _hold_out_for_threshold(train, share):
 
 def _hold_out(questions, share, purpose, at_least=0):
     """Part the questions by their articles: (kept, held out). The articles are chosen by a hash of their names."""
-    # The same text may stand in two articles: then both count as the first.
-    # By article, not by question: questions on one text often give away each other's answers.
+    # By article, not by question: questions on one text often give away each other's answers. The same text may stand
+    # in two articles: then both count as the first.
     article_of = {}
     for question in questions:
         article_of.setdefault(question.context, question.article or question.context)

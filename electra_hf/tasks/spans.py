@@ -61,7 +61,7 @@ def recognise_scheme(sentences: list[TaggedSentence], tag_scheme: str = "auto") 
         misfits[scheme] = _first_misfit(sentences, scheme)
         if misfits[scheme] is None:
             return scheme
-    # The scheme that holds longest is the one that was meant.
+    # The scheme that fits most words before its first misfit is probably the one that was meant.
     scheme, (_, place) = max(misfits.items(), key=lambda item: item[1][0])
     expected = "one scheme for all spans (IOB1, IOB2, IOBES or BILOU)" if tag_scheme == "auto" else scheme.upper()
     raise InputError(

@@ -92,8 +92,7 @@ def split_by_content(
         raise InputError(f"test_share: expected a share between 0 and 1, got {test_share}.")
     train, test = [], []
     for sentence in sentences:
-        # A hash of the content and not a random draw: the same sentence falls on the same side in any order of the
-        # file, on every machine.
+        # A hash and not a random draw: a sentence falls on the same side in any order of the file, on every machine.
         share = xxhash.xxh64_intdigest("\t".join(sentence.words).encode()) / 2**64
         (test if share < test_share else train).append(sentence)
     if not train or not test:
@@ -124,7 +123,6 @@ def _read_dataset(dataset, source, arguments):
     name_of = _label_names(_require_lists("label_column", label_column, dataset, source))
     texts = _running_texts(dataset, source, arguments)
     sentences, unlabelled, misfits = [], 0, []
-    # Row by row, since the words of a large dataset do not fit into memory twice.
     rows = zip(_rows(dataset, source, text_column, label_column), texts, strict=True)
     for row, ((words, labels), text) in enumerate(rows, start=1):
         sentence = _read_row(words, labels, text, name_of, source, row)
@@ -219,6 +217,7 @@ def _label_names(feature):
 
 
 def _check_word(word, place):
+    # Datasets may have numbers or nothing among their words; a tokenizer would fail without saying where.
     if not isinstance(word, str):
         raise InputError(f"{place}: expected words as text, found a {type(word).__name__}.")
     return word

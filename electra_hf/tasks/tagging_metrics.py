@@ -76,8 +76,8 @@ class SpanScores(_TagMetric):
 class ArticleSeqeval(_TagMetric):
     """Stock seqeval on the tags as they are, the way the article scored: for comparison with its numbers only.
 
-    On bare tags it takes the first letter for a span prefix, so runs of one tag melt into a span, NN equals IN, and a
-    tag that begins with O does not count.
+    On bare tags it takes the first letter for the prefix of a span. So neighbours with the same tag become one span,
+    NN and IN count as equal, and a tag that begins with O does not count.
     """
 
     def _compute(self, predictions, references):

@@ -304,7 +304,7 @@ class PretrainingArguments(TrainingArguments):
                 "bf16: there is no GPU here. Leave it out, and the device decides: bf16 or fp16 on a GPU, fp32 "
                 "elsewhere; or set use_cpu: true, to train in bf16 on this processor."
             )
-        # A compiled step pays on a GPU only, or in long runs: its first step takes minutes on a CPU.
+        # On a CPU a compiled step gains little, and the first one compiles for 100 s (recipes/benchmark/LOG.md).
         if self.torch_compile is None:
             self.torch_compile = self.compile_on_gpu and can_compile(use_cpu)
 

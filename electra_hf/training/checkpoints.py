@@ -1,7 +1,7 @@
 """What a complete checkpoint is: one whose manifest, written last, names every file by size and SHA-256.
 
-Reading every byte and flushing it to the disk takes longer than the save. Until that is done, a mark with the sizes
-counts, though only where the machine has not been started anew: a killed process takes nothing with it that it wrote.
+Reading every byte and flushing it to the disk takes longer than the save. Until that is done, a mark with the sizes of
+the files counts, as long as the machine has not been started anew: what a process has written outlives the process.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""What makes a run the same run: a checkpoint says whose it is, and another run is refused it."""
+"""What makes two starts the same run: a checkpoint says which run it belongs to, and no other goes on from it."""
 
 import hashlib
 import json

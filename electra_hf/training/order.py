@@ -16,7 +16,7 @@ class ComputedOrder(Sampler):
     """A permutation of `size` rows for each seed and epoch, the same on every machine.
 
     A Feistel network shuffles a square that is hardly larger than the rows, (left, right) -> (right, left + f(right)):
-    each round can be undone, so each number comes once. Those past the last row are passed over.
+    each round can be undone, so each number comes once. Numbers past the last row are left out.
     """
 
     def __init__(self, size: int, seed: int):

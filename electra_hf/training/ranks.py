@@ -1,6 +1,6 @@
 """The processes of a run, on one machine or on several: they start from the same, and what stops one stops all.
 
-They talk on a group of their own over the CPU: no message waits for a GPU, and none is in the way of a gradient.
+Their messages go over the CPU, in a group of their own: none waits for a GPU or holds up the gradients.
 """
 
 import json
@@ -76,8 +76,8 @@ def common_settings(*groups) -> dict:
 def check_agreement(describe: Callable[[], dict]) -> None:
     """Refuse a run whose processes differ in what `describe()` says: plain values by name, or dicts of them in turn.
 
-    One process is asked nothing. Raises `AgreedError`, the same on every process, that names each difference with two
-    processes that differ.
+    A run of one process is not checked. Raises `AgreedError`, the same on every process, that names each difference
+    with two processes that differ.
     """
     if not several_processes():
         return

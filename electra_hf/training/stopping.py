@@ -94,7 +94,7 @@ class CleanStop(TrainerCallback):
         return torch.tensor([self.signal, int(is_late and state.global_step < state.max_steps)])
 
     def _decide(self, wish):
-        # Not by this process's own signal: it may have come after the wish that all have heard.
+        # By what all processes have heard, and not by this one's own signal, which may have come after that.
         received, is_late = wish.tolist()
         if received and not self.signal:
             self.signal, self.signal_time = received, time.monotonic()

@@ -296,8 +296,7 @@ class ElectraTrainer(Trainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         size = self.args.eval_batch_size
         batches = [range(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)]
-        # Batches and not rows: a batch is the same for any number of processes, and so is the draw that its number
-        # seeds.
+        # Batches and not rows: a batch, and the draw that its number seeds, is the same for any number of processes.
         mine = batches[self.args.process_index :: self.args.world_size]
         return DataLoader(dataset, batch_sampler=mine, collate_fn=self.data_collator)
 
