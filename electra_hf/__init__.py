@@ -1,5 +1,6 @@
 """Pretrain an ELECTRA encoder on your own text and fine-tune a tagger from it, with the Hugging Face libraries."""
 
+# These imports also register the pair with the Auto classes of transformers: its checkpoints load by them.
 from electra_hf.model.configuration import ElectraPretrainingConfig
 from electra_hf.model.modeling import ElectraForPretraining
 from electra_hf.text.packing import pack_dataset

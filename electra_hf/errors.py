@@ -21,7 +21,8 @@ class AgreedError(InputError):
 
 
 def disk_fault(error: BaseException | None) -> str | None:
-    """What the disk refused (full, read-only, not allowed), if that is why; or None."""
+    """What the disk refused (full, read-only, not allowed), in words; None where the error has another reason."""
+    # Down the chain of causes: libraries wrap the error of the system in their own.
     while error is not None and not isinstance(error, InputError):
         if isinstance(error, OSError) and error.errno in _DISK_FAULTS:
             return f"{error.filename}: {error.strerror}" if error.filename else error.strerror

@@ -42,6 +42,7 @@ def parse_arguments(*argument_classes: type, argv: list[str] | None = None) -> l
     A key of the file is the name of a flag. Flags win over the file, the file over the defaults; an unknown key is an
     error. Returns one instance per class. Raises `InputError`.
     """
+    # Flags first: they name the file.
     flags = _parse_flags(argument_classes, sys.argv[1:] if argv is None else argv)
     config = flags.pop("config", None)
     return _build(argument_classes, (_read_config(argument_classes, config) if config is not None else {}) | flags)
@@ -57,6 +58,7 @@ def fill_arguments(argument_classes: tuple[type, ...], settings: dict) -> list:
 
 def _parse_flags(argument_classes, argv):
     """The settings that stand on the command line, and no others."""
+    # Without abbreviations: a misspelt flag would be taken for a longer one.
     parser = _Parser(argument_classes, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE.yaml", help="The recipe: a flat YAML file of the flags below.")
     for action in parser._actions:
@@ -70,6 +72,7 @@ def _parse_flags(argument_classes, argv):
         raise InputError(f"{unknown[0]} is not a setting of this recipe{_suggestion(unknown[0], known)}.")
     given = {name: value for name, value in vars(namespace).items() if value is not not_given}
     for name, value in given.items():
+        # argparse takes nan and inf for numbers; a file with them is refused as well.
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"--{name}: expected a number, got {value}.")
     return given

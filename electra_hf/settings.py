@@ -1,4 +1,4 @@
-"""A YAML file of settings. What YAML means by a value is what the setting gets, or it is refused by its name."""
+"""A YAML file of settings. A setting gets what YAML means by its value; what does not fit is refused with its name."""
 
 import math
 import re

@@ -10,6 +10,7 @@ from electra_hf.model.sharing import COMMON_FIELDS, EMBEDDING_SHARINGS
 
 # Paper, table 6 (REFERENCE section 2): discriminator, and the generator's width as a fraction of it.
 SIZES = {
+    # The generator's fraction is of the width alone; it has as many layers (rule 13).
     "small": {"embedding_size": 128, "hidden_size": 256, "num_hidden_layers": 12, "generator_fraction": 4},
     "base": {"embedding_size": 768, "hidden_size": 768, "num_hidden_layers": 12, "generator_fraction": 3},
     "large": {"embedding_size": 1024, "hidden_size": 1024, "num_hidden_layers": 24, "generator_fraction": 4},
@@ -54,6 +55,7 @@ class ElectraPretrainingConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True  # without a field of its own the library would ignore the declared ties
 
     def __post_init__(self, **kwargs):
+        # A dataclass takes no list as a default.
         if self.special_token_ids is None:
             self.special_token_ids = [0, 2, 3, 4]
         super().__post_init__(**kwargs)
@@ -66,6 +68,7 @@ class ElectraPretrainingConfig(PreTrainedConfig):
         if self.sampling_temperature <= 0:
             raise InputError(f"sampling_temperature: expected a number above 0, got {self.sampling_temperature}.")
         for name, config in (("generator", self.generator_config), ("discriminator", self.discriminator_config)):
+            # The library finds this only when it builds the network, after hours of work on a corpus.
             if config.hidden_size % config.num_attention_heads:
                 raise InputError(
                     f"{name}: hidden_size {config.hidden_size} is not a multiple of its "
@@ -96,6 +99,7 @@ class ElectraPretrainingConfig(PreTrainedConfig):
         """The paper's small, base or large pair. `generator` and `discriminator` override single `ElectraConfig`
         fields; where they set `hidden_size` alone, heads (of 64) and feed-forward width (4 x) follow it."""
         _check_choice("model_size", size, SIZES)
+        # A copy: `pop` would empty the table for the next call.
         fields = dict(SIZES[size])
         fraction = fields.pop("generator_fraction")
         discriminator_config = _resolve({**fields, "vocab_size": vocab_size}, discriminator, "discriminator")
@@ -113,6 +117,7 @@ class ElectraPretrainingConfig(PreTrainedConfig):
         `generator` overrides single `ElectraConfig` fields of it. Raises `InputError` where the two do not fit.
         """
         width = discriminator_config.hidden_size
+        # A published model does not say its size; its width does. Others get a quarter, as small and large have.
         fractions = {SIZES[size]["hidden_size"]: SIZES[size]["generator_fraction"] for size in SIZES}
         narrow = {
             "hidden_size": max(1, width // fractions.get(width, 4)),
@@ -132,8 +137,10 @@ class ElectraPretrainingConfig(PreTrainedConfig):
         return max(1, round(self.mask_probability * length))
 
     def to_dict(self) -> dict:
-        # A plain ELECTRA class must not load a folder of the pair as a network of random weights: it would take
-        # the first part that calls itself ELECTRA, and otherwise refuses a text where a number belongs, and shows it.
+        """The fields as they stand in config.json, in a form that no plain ELECTRA class takes for its own."""
+        # A plain ELECTRA class must not load a folder of the pair as a network of random weights. It would take the
+        # first part whose model_type is electra, so no part says its own. It then expects a number as `hidden_size`,
+        # and its error shows the text that stands there.
         fields = {**super().to_dict(), "hidden_size": _NOT_A_PLAIN_ELECTRA}
         for part in self.sub_configs_defaults:
             fields[part] = {name: value for name, value in fields[part].items() if name != "model_type"}
@@ -141,11 +148,13 @@ class ElectraPretrainingConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs) -> "ElectraPretrainingConfig":
+        """The configuration that `to_dict` wrote."""
         return super().from_dict({k: v for k, v in config_dict.items() if k != "hidden_size"}, **kwargs)
 
 
 def _resolve(fields, overrides, name):
     overrides = dict(overrides or {})
+    # ElectraConfig keeps unknown fields without a word: a typing error would change nothing.
     unknown = set(overrides) - set(ElectraConfig().to_dict())
     if unknown:
         raise InputError(f"{name}: '{sorted(unknown)[0]}' is not a field of ElectraConfig.")

@@ -27,6 +27,7 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # macOS, musl, Windows
         return
+    # Without mappings of their own, large tensors come from the heap; -1 then never trims it.
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, -1)
 
@@ -35,9 +36,10 @@ def keep_freed_memory() -> None:
 def random_bytes(seed: Tensor, count: int) -> Tensor:
     """`count` independent bytes, int8, that follow from `seed`, () int64, in less time than PyTorch's take.
 
-    An operator of its own, because the compiler would draw them number by number (recipes/benchmark/LOG.md). It
-    depends on nothing but its arguments: the compiler makes one of two equal calls.
+    An operator of its own, because the compiler would draw them number by number (recipes/benchmark/LOG.md). The seed
+    is an argument, because the compiler merges equal calls: all layers would drop the same elements.
     """
+    # SFC64 is the fastest of NumPy's generators, and each number of it gives eight bytes.
     return torch.from_numpy(np.random.SFC64(seed.item()).random_raw((count + 7) // 8)).view(torch.int8)[:count]
 
 
@@ -54,6 +56,7 @@ def drop_out(values: Tensor, p: float) -> Tensor:
     """
     if values.device.type != "cpu" or p * _LEVELS > _LEVELS - 1:
         return F.dropout(values, p)
+    # From PyTorch's own stream: a checkpoint of that stream repeats the bytes, too.
     seed = torch.randint(2**63 - 1, (), device=values.device)
     levels = random_bytes(seed, values.numel()).view(values.shape)
     threshold = (p * _LEVELS - _LEVELS // 2 + torch.rand((), device=values.device)).floor()
@@ -68,6 +71,7 @@ class Dropout(nn.Dropout):
     """`drop_out` while training."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """`input` of any shape -> the same shape."""
         return drop_out(input, self.p) if self.training and self.p else input
 
 
@@ -75,6 +79,7 @@ class Linear(nn.Linear):
     """A compiled step on a CPU adds the bias in the kernel that comes next, not in a pass of its own."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """`input` (..., in_features) -> (..., out_features)."""
         if self.bias is None or input.device.type != "cpu" or not torch.compiler.is_compiling():
             return super().forward(input)
         product = input @ self.weight.t()
@@ -91,7 +96,7 @@ def attend(
     scaling: float | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """The library's attention, but for dropout on a CPU: no fused kernel there has it.
+    """The library's attention, except with dropout on a CPU, where no fused kernel has dropout.
 
     `query`, `key`, `value` (B, heads, L, D), `attention_mask` (B, 1, L, L) bool, True where to attend, or None ->
     (B, L, heads, D), and None for the weights.
@@ -100,6 +105,7 @@ def attend(
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     scores = (query * scaling) @ key.transpose(-1, -2)
     if attention_mask is not None:
+        # The smallest number instead of -inf: a row that is all padding stays finite.
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     return (drop_out(scores.softmax(-1), dropout) @ value).transpose(1, 2), None
 
@@ -112,6 +118,7 @@ def use_cpu_layers(network: PreTrainedModel) -> None:
     """Let a Hugging Face network compute this way; its attention only if it was asked for none other than `sdpa`."""
     stand_ins = {nn.Dropout: Dropout, nn.Linear: Linear}
     for module in network.modules():
+        # The class alone changes: parameters, names and hooks stay, so checkpoints are those of the plain model.
         module.__class__ = stand_ins.get(type(module), type(module))
     if network.config._attn_implementation == "sdpa":
         network.set_attn_implementation("sdpa_dropout")

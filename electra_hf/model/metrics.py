@@ -55,12 +55,14 @@ class PretrainingMetrics:
             counts |= self._count_detected(output)
         if len(self.moments) > 1 and output.encoder_states is not None:
             self._add_moments(output.encoder_states, output.is_real)
+        # One stacked sum instead of a sum for each name: every operation is a launch on a GPU.
         nothing = torch.zeros_like(scored)
         self.sums += torch.stack([counts.get(name, nothing).double() for name in _SUMS])
 
     def _count_detected(self, output):
         is_replaced = output.is_replaced & output.is_scored
         predicted = (output.discriminator_logits > 0) & output.is_scored
+        # A NaN has no bin, and an index made of it would be out of range; the loss tells of it.
         logits = output.discriminator_logits.float().nan_to_num(0.0)
         self.center_and_scale = torch.where(
             self.center_and_scale.isnan(), _center_and_scale(logits, output.is_scored), self.center_and_scale
@@ -90,6 +92,7 @@ class PretrainingMetrics:
 
     def _share_bins(self, of_processes):
         """Move the counts to bins that all processes have in common; `of_processes` (processes, 2) has their own."""
+        # Each process has seen other logits first, so their bins differ; a process without a batch has NaN.
         common = of_processes.nanmean(0)
         nothing_counted = torch.tensor([0.0, 1.0], device=common.device)
         common = torch.where(common.isnan(), nothing_counted, common)
@@ -217,7 +220,7 @@ def diagnose(metrics: dict[str, float]) -> dict[str, str]:
     if metrics.get("effective_rank", _COLLAPSED) < _COLLAPSED:
         findings["collapsed"] = (
             "The discriminator's last layer has collapsed: its states differ in little more than one direction "
-            f"(effective rank {metrics['effective_rank']:.1f}). So the plateau looks from inside: it has learned "
-            "little from context yet. Train on; recipes/README.md has what ends a plateau."
+            f"(effective rank {metrics['effective_rank']:.1f}). It has learned little from context yet: this is a "
+            "plateau. Train on; recipes/README.md has what ends a plateau."
         )
     return findings

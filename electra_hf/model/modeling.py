@@ -72,13 +72,15 @@ class ElectraForPretrainingOutput(ModelOutput):
 
 
 class ElectraForPretraining(PreTrainedModel):
-    """The pair, generator and discriminator. (Theirs, `ElectraForPreTraining`, is `.discriminator` alone.)
+    """The pair, generator and discriminator.
 
+    The library's `ElectraForPreTraining`, of nearly the same name, is the class of `.discriminator` alone.
     What the discriminator learns is `config.objective`; where it predicts tokens it is an `ElectraForMaskedLM`, and
     `mlm` has no generator.
     """
 
     config: ElectraPretrainingConfig
+    # `base_model` is then the discriminator, the network that is kept.
     base_model_prefix = "discriminator"
     main_input_name = "input_ids"
     accepts_loss_kwargs = False  # else the Trainer multiplies the loss by accumulation steps and processes
@@ -89,13 +91,17 @@ class ElectraForPretraining(PreTrainedModel):
     def __init__(self, config: ElectraPretrainingConfig):
         super().__init__(config)
         self.objective = objective = OBJECTIVES[config.objective]
+        # The library's own classes, so that each part can be saved as a plain ELECTRA model of its own.
         self.generator = ElectraForMaskedLM(config.generator_config) if objective.has_generator else None
         self.discriminator = _discriminator_class(objective)(config.discriminator_config)
         if objective.head == "tokens_or_copy":
             self.copy_gate = nn.Linear(config.discriminator_config.hidden_size, 1)
         if config.whole_word_selection:
+            # A buffer: it follows the model to its device and stands in its checkpoints. `build_pair` fills it.
             self.register_buffer("continues_word", torch.zeros(config.discriminator_config.vocab_size, dtype=bool))
         if objective.has_generator:
+            # Declared by the full name of each parameter. A tie that is not declared makes `save_pretrained` fail, and
+            # a shorter name is taken for a pattern, which `embeddings_project` would match too (rule 11).
             self._tied_weights_keys = {
                 f"generator.electra.embeddings.{name}": f"discriminator.electra.embeddings.{name}"
                 for name in EMBEDDING_SHARINGS[config.embedding_sharing]
@@ -107,6 +113,7 @@ class ElectraForPretraining(PreTrainedModel):
                 use_cpu_layers(network)
         self.generator_only = False  # the first of two stages: the discriminator neither runs nor learns
         self.generator_is_new = False  # beside a published discriminator: it has to learn alone first
+        # Last: it starts the weights and ties them, and so has to see the final modules.
         self.post_init()
 
     @classmethod
@@ -119,6 +126,8 @@ class ElectraForPretraining(PreTrainedModel):
         """
         objective = OBJECTIVES[settings.get("objective", "electra")]
         config = published_config(DISCRIMINATOR, discriminator, _discriminator_class(objective))
+        # The large model alone was pretrained with another share of selected tokens. A published configuration does
+        # not say so, but its depth does.
         if config.num_hidden_layers == SIZES["large"]["num_hidden_layers"]:
             settings.setdefault("mask_probability", MASK_PROBABILITIES["large"])
         if generator is None:
@@ -145,21 +154,26 @@ class ElectraForPretraining(PreTrainedModel):
             pair.generator.load_state_dict(load_published(GENERATOR, generator, ElectraForMaskedLM).state_dict())
         elif pair.generator is not None:
             copy_embeddings(state, pair.generator)
+            # `ElectraTrainer` then lets the generator learn alone at first, unless it is told otherwise.
             pair.generator_is_new = True
         load_as_residuals(pair.discriminator, state)  # last: tables that are shared are the discriminator's
         return pair
 
     def train(self, mode: bool = True) -> "ElectraForPretraining":
+        """As PyTorch's, but nothing is done where the mode is that one already."""
         # The Trainer asks before every micro-batch, and to tell 300 modules takes a millisecond.
         return self if self.training == mode else super().train(mode)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> ElectraForPretrainingOutput:
         """`input_ids` (B, L) int64; `attention_mask` (B, L), 0 on padding, needed only where rows are padded."""
         config = self.config
+        # Packed rows have no padding and come without a mask: the library would ask the device about it each time.
         is_real = input_ids != config.pad_token_id
         if attention_mask is not None:
             is_real = is_real & attention_mask.bool()
 
+        # All draws are made here and not in the data loader: a checkpoint holds the random stream of the device, but
+        # not those of the loader's workers, and a resumed run must draw the same.
         positions, is_selected = select_positions(
             input_ids,
             is_real,
@@ -208,6 +222,7 @@ class ElectraForPretraining(PreTrainedModel):
         """The discriminator says of every token whether it was replaced."""
         hidden = self.discriminator.electra(corrupted_ids, attention_mask=attention_mask).last_hidden_state
         logits = self.discriminator.discriminator_predictions(hidden).float()
+        # [CLS] and [SEP] count, padding does not (rule 8).
         is_scored = is_real
         if self.objective.positions == "selected":
             is_scored = mark_positions(selected_positions, is_selected, is_real.shape[1])
@@ -227,6 +242,7 @@ class ElectraForPretraining(PreTrainedModel):
             losses, is_right, _ = token_losses(logits.flatten(0, 1), targets.flatten())
         else:
             targets, is_scored = input_ids, is_real
+            # In chunks: logits over the vocabulary at every position would take gigabytes.
             flat = (hidden.flatten(0, 1), encoder_ids.flatten(), targets.flatten())
             losses, is_right = in_chunks(self._token_or_copy_losses, *flat)
         return {
@@ -238,6 +254,7 @@ class ElectraForPretraining(PreTrainedModel):
 
     def _token_logits(self, network, hidden, positions):
         """Vocabulary logits (B, K, V) at the selected positions only: 29 % fewer operations than everywhere."""
+        # The hidden states are picked before the head, which is where the operations are.
         hidden = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
         return network.generator_lm_head(network.generator_predictions(hidden))
 
@@ -263,6 +280,7 @@ class ElectraForPretraining(PreTrainedModel):
         Every tensor of the generator's encoder whose name and shape the discriminator has too is copied: with equal
         widths, a generator of 3 layers becomes the discriminator's first 3.
         """
+        # The tensors of a state dict are the parameters' own memory, so to copy into them changes the network.
         encoder = self.discriminator.electra.state_dict()
         # A residual stays zero: its table is the generator's already.
         residuals = [f"embeddings.{table}.weight" for table in TABLES] if self._has_residuals else []
@@ -274,6 +292,7 @@ class ElectraForPretraining(PreTrainedModel):
         """Write a plain Hugging Face ELECTRA (`AutoModel`, `ElectraForPreTraining`, ...) with its tokenizer."""
         plain = self.discriminator
         if self._has_residuals:
+            # A copy: a plain ELECTRA has no residuals, and the training may go on with them.
             plain = type(plain)(plain.config)
             plain.load_state_dict(add_residuals(self.discriminator))
         self._save_part(plain, folder, tokenizer)
@@ -285,27 +304,34 @@ class ElectraForPretraining(PreTrainedModel):
         self._save_part(self.generator, folder, tokenizer)
 
     def should_save_on_this_rank(self, is_main_process: bool) -> bool:
+        """Whether this process writes weights: where the caller says that it is the main one, it does."""
         # The library would write weights on the first of all processes alone, also where machines share no disk.
         return is_main_process
 
     def _save_part(self, part, folder, tokenizer):
         with replaced_files(folder) as unfinished:
+            # Only a folder that is written as a whole takes the name: a reader never finds half a model.
             part.save_pretrained(unfinished)
             if tokenizer is not None:
                 save_tokenizer(tokenizer, unfinished)
 
     def get_input_embeddings(self) -> nn.Module:
+        """The word table of the discriminator."""
+        # Both may be one table; where they are not, the one that is kept.
         return self.discriminator.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Put `value` in the place of the word tables of both networks."""
         self.discriminator.set_input_embeddings(value)
         if self.generator is not None:
             self.generator.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module | None:
+        """The head over the vocabulary: the generator's, or the discriminator's where there is no generator."""
         return self._language_model.get_output_embeddings()
 
     def set_output_embeddings(self, value: nn.Module) -> None:
+        """Put `value` in the place of that head."""
         self._language_model.set_output_embeddings(value)
 
     @property
@@ -321,5 +347,6 @@ def _discriminator_class(objective):
     return ElectraForMaskedLM if objective.predicts_tokens else ElectraForPreTraining
 
 
+# So that a checkpoint of the pair loads by the Auto classes, once electra_hf is imported.
 AutoModel.register(ElectraPretrainingConfig, ElectraForPretraining)
 AutoModelForPreTraining.register(ElectraPretrainingConfig, ElectraForPretraining)

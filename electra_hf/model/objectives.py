@@ -32,19 +32,26 @@ class Objective:
 
     @property
     def has_generator(self) -> bool:
+        """Whether a generator writes what the encoder reads."""
         return self.encoder_input == "corrupted"
 
     @property
     def predicts_tokens(self) -> bool:
+        """Whether the encoder says which token stood there, and not only whether it was replaced."""
         return self.head != "detection"
 
     @property
     def discriminator_weight(self) -> float:
-        """The paper's 50 brings the small loss of a yes or no beside the generator's; one over tokens is as large."""
+        """The default weight of its loss beside the generator's.
+
+        The paper's 50 lifts the small loss of a yes or no to the height of the generator's; a loss over tokens is as
+        high without it.
+        """
         return 1.0 if self.predicts_tokens else 50.0
 
 
 OBJECTIVES = {
+    # The paper's names: ELECTRA, ELECTRA 15 %, All-Tokens MLM, Replace MLM and, for the last, BERT.
     "electra": Objective("corrupted", "detection", "all"),
     "electra_15": Objective("corrupted", "detection", "selected"),
     "all_tokens_mlm": Objective("corrupted", "tokens_or_copy", "all"),
@@ -55,7 +62,9 @@ OBJECTIVES = {
 
 def mean_where(values: Tensor, where: Tensor) -> Tensor:
     """The mean of `values` where `where` holds; rows without padding make it a mean over a fixed number (rule 9)."""
+    # A product and not `values[where]`, whose length would depend on the data: the device would have to be asked.
     where = where.to(values.dtype)
+    # At least 1: where nothing counts the mean is 0 and not NaN.
     return (values * where).sum() / where.sum().clamp(min=1)
 
 
@@ -66,8 +75,9 @@ def detection_losses(logits: Tensor, is_replaced: Tensor) -> Tensor:
 
 def token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`logits` (N, V), `targets` (N,) -> cross-entropy (N,), whether the most probable token is right (N,), and the
-    probabilities (N, V), fp32: without gradient, and good until the backward pass makes them the gradient of `logits`.
+    probabilities (N, V), fp32, without gradient. The backward pass writes the gradient of `logits` over them.
     """
+    # In fp32 also under autocast: the 8 bits of bf16 are too few for a sum over a vocabulary.
     logits = logits.float()
     if torch.compiler.is_compiling():  # the compiler has its own way to keep little, and stumbles over this one
         log_probabilities = logits.log_softmax(-1)
@@ -79,17 +89,22 @@ def token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """One tensor over the vocabulary beside the logits; PyTorch's own, and a softmax to sample from, make four."""
+    """Cross-entropy that keeps one tensor over the vocabulary beside the logits.
+
+    PyTorch's own, and a softmax to sample from, would keep four.
+    """
 
     @staticmethod
     def forward(ctx, logits, targets):
         probabilities = logits.softmax(-1)
         best = find_highest(logits)
-        # The entry least hurt by rounding gives the logarithm of the sum of exponentials.
+        # The logarithm of the sum of exponentials, from the highest entry, whose probability is rounded the least.
         log_probability = probabilities.gather(1, best[:, None]).log()
         log_sum = logits.gather(1, best[:, None]) - log_probability
         ctx.save_for_backward(probabilities, targets)
+        # The sampling reads the probabilities; no gradient may come back from there (rule 5).
         ctx.mark_non_differentiable(best, probabilities)
+        # Else PyTorch would make a tensor of zeros, as large as the probabilities, for their missing gradient.
         ctx.set_materialize_grads(False)
         return (log_sum - logits.gather(1, targets[:, None])).squeeze(1), best, probabilities
 
@@ -97,6 +112,7 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx, gradient, *_):
         probabilities, targets = ctx.saved_tensors
         gradient = gradient[:, None]
+        # In place: the probabilities are not read again, and a new tensor over the vocabulary would be as large.
         return probabilities.mul_(gradient).scatter_add_(1, targets[:, None], -gradient), None
 
 
@@ -108,10 +124,13 @@ def token_or_copy_losses(
     `copy_logits`, `inputs` (what was read) and `targets` are (N,). Paper, section 3.4, All-Tokens MLM.
     """
     log_softmax = logits.float().log_softmax(-1)
+    # In logarithms throughout: the product of two small probabilities would round to zero.
     copied, predicted = F.logsigmoid(copy_logits.float()), F.logsigmoid(-copy_logits.float())
     by_prediction = predicted + log_softmax.gather(-1, targets[:, None]).squeeze(-1)
+    # Where another token was read, copying it cannot be right, so only the prediction counts.
     losses = -torch.where(inputs == targets, torch.logaddexp(copied, by_prediction), by_prediction)
     with torch.no_grad():
+        # The copy adds to one entry only, the token that was read: either that one is the most probable or the head's.
         highest = log_softmax.max(-1)
         read = torch.logaddexp(copied, predicted + log_softmax.gather(-1, inputs[:, None]).squeeze(-1))
         guesses = torch.where(read >= predicted + highest.values, inputs, highest.indices)
@@ -124,5 +143,6 @@ def in_chunks(function: Callable, *tensors: Tensor) -> tuple[Tensor, ...]:
     What `function` makes on its way, such as logits over the vocabulary, exists for one chunk at a time.
     """
     chunks = zip(*(tensor.split(POSITIONS_A_CHUNK) for tensor in tensors), strict=True)
+    # The form of checkpointing that PyTorch recommends; it also runs where no input needs a gradient.
     parts = [checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks]
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))

@@ -30,6 +30,7 @@ def published_config(setting: str, name: str | Path, model_class: type[PreTraine
             f"{setting}: {name} is no ELECTRA, its config.json says model_type: {kind}. Another architecture cannot "
             "be continued here."
         )
+    # Old configurations name no class; `load_published` then tells by the missing weights.
     architectures = fields.get("architectures") or [model_class.__name__]
     if model_class.__name__ not in architectures:
         raise _another_network(setting, name, model_class, f"its config.json says architectures: {architectures[0]}")
@@ -38,6 +39,7 @@ def published_config(setting: str, name: str | Path, model_class: type[PreTraine
 
 def load_published(setting: str, name: str | Path, model_class: type[PreTrainedModel]) -> PreTrainedModel:
     """The published network `name` with its weights, in fp32. Raises `InputError` where some of them are missing."""
+    # First, since the library would load any folder and only warn about weights that do not fit.
     published_config(setting, name, model_class)
     try:
         model, loading = model_class.from_pretrained(name, dtype="float32", output_loading_info=True)

@@ -23,21 +23,26 @@ COMMON_FIELDS = {
 
 
 class ResidualEmbedding(nn.Embedding):
-    """A table that is another one, which gets no gradient from here, plus a residual of its own that starts at zero.
+    """The sum of another table, which gets no gradient from here, and a residual of its own that starts at zero.
 
     `weight` (V, E) is the residual. He et al. 2021 (DeBERTaV3), section 3.2: gradient-disentangled sharing.
     """
 
     def __init__(self, own: nn.Embedding, base: nn.Embedding):
+        # On the "meta" device, so that the table that is replaced in the next line takes no memory.
         super().__init__(*own.weight.shape, padding_idx=own.padding_idx, device="meta")
         self.weight = own.weight  # the same parameter: what is tied to it stays tied
         self._base = (base,)  # in a tuple, because a module would become a part of this one
 
     @property
     def base_weight(self) -> Tensor:
+        """The table below the residual, (V, E), without gradient."""
+        # Asked for at each use: the base may get another parameter later, such as when weights are loaded.
         return self._base[0].weight.detach()
 
     def forward(self, input_ids: Tensor) -> Tensor:
+        """The sum of both rows for each of `input_ids`, any shape -> (..., E)."""
+        # Looked up twice instead of adding the tables: a batch reads few of their rows.
         return F.embedding(input_ids, self.base_weight) + super().forward(input_ids)
 
 
@@ -51,9 +56,11 @@ class ResidualLinear(nn.Linear):
 
     @property
     def base_weight(self) -> Tensor:
+        """The table below the residual, (V, E), without gradient."""
         return self._embedding[0].base_weight
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Logits over the vocabulary: `hidden` (..., E) -> (..., V)."""
         return F.linear(hidden, self.base_weight + self.weight, self.bias)
 
 
@@ -65,6 +72,7 @@ def disentangle(discriminator: PreTrainedModel, generator: PreTrainedModel) -> N
         own, base = getattr(embeddings, table), getattr(generator.electra.embeddings, table)
         setattr(embeddings, table, _at_zero(ResidualEmbedding(own, base)))
     head = discriminator.get_output_embeddings()
+    # A head over the vocabulary is tied to the word table; it must not keep the bare residual.
     if head is not None:
         discriminator.set_output_embeddings(_at_zero(ResidualLinear(head, embeddings.word_embeddings)))
 

@@ -71,6 +71,7 @@ class CardArguments:
 
     def __post_init__(self):
         for code in self.language:
+            # The Hub refuses a card with another code, and it would do so after the training.
             if not re.fullmatch("[a-z]{2,3}(-[A-Za-z]+)*", code):
                 raise InputError(f"language: expected codes such as eo or eu, got {code!r}.")
         if self.license and not re.fullmatch("[a-z0-9.-]+", self.license):
@@ -157,6 +158,7 @@ def write_card(folder: str | Path, template: str, repo_id: str | None = None, **
         return path
     name = repo_id or NO_NAME
     versions = {package: version(package) for package in PACKAGES}
+    # In this order: what the caller gives wins over what the folder says.
     values = {"name": name, "hardware": describe_hardware(), "versions": versions, **describe_model(folder), **values}
     values["marker"] = MARKER.format(name)
     values["metadata"] = _metadata(template, values).to_yaml()
@@ -205,6 +207,7 @@ def describe_model(folder: str | Path) -> dict:
 
     Raises `InputError` where a file is damaged.
     """
+    # Keys are only there where a file is: the templates tell "not recorded" from a value by that.
     folder, values = Path(folder), {}
     for name in ("metrics", "corpus", "config"):
         if (folder / f"{name}.json").exists():
@@ -225,11 +228,13 @@ def describe_model(folder: str | Path) -> dict:
 
 def _count_parameters(path):
     with safe_open(path, "np") as file:
+        # From the header alone: to read the weights would take seconds and their size in memory.
         return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
 
 
 def _by_architecture(names, config):
     for architecture in config.get("architectures") or []:
+        # By the ending, because the beginning is the family (Electra, Bert ...), and any encoder may be fine-tuned.
         for suffix, name in names.items():
             if architecture.endswith(suffix):
                 return name
@@ -241,6 +246,7 @@ def _base_model(recipe):
     start = recipe.get("model_name_or_path") or recipe.get("discriminator_name_or_path")
     if recipe.get("from_scratch"):
         return None
+    # A folder of this machine means nothing on the Hub; its repository there does, if it was pushed.
     return published_name(start) if start and Path(start).is_dir() else start
 
 
@@ -282,9 +288,11 @@ def _result(values, metric_type, label, value):
 
 def score_each_tag(predictions: str | Path) -> list[tuple[str, float, float, float, int]]:
     """Rows (tag, precision, recall, F1, words) from a predictions.tsv (word, gold, predicted), rarest tag last."""
+    # Imported here, since only a tagger's card needs scikit-learn.
     from sklearn.metrics import precision_recall_fscore_support
 
     rows = [line.split("\t") for line in Path(predictions).read_text(encoding="utf-8").split("\n") if line]
+    # A file may begin with a header, which is no word of the test.
     pairs = [(row[1], row[2]) for row in rows if row != ["word", "gold", "predicted"]]
     gold, predicted = zip(*pairs, strict=True)
     labels = sorted(set(gold) | set(predicted))
@@ -299,6 +307,7 @@ def _number(value, digits=3):
 def _count(value):
     if isinstance(value, (str, _Missing)):
         return str(value)
+    # Above that it is a count of operations, of which nobody reads all digits.
     return f"{value:,.0f}" if value < 1e13 else f"{value:.2e}"
 
 

@@ -7,12 +7,15 @@ from pathlib import Path
 from electra_hf.addresses import public_text
 from electra_hf.publish.cards import RESULTS, describe_model
 
+# A score alone says little: about 94 % of the tokens are original, so always answering “original” looks good. By key
+# of the score: what the baseline is called, and its value or the key of that in metrics.json.
 BASELINES = {
     "eval_rtd_auc": ("by chance", 0.5),
     "eval_rtd_accuracy": ("always “original”", "eval_rtd_majority_baseline"),
     "eval_accuracy": ("most frequent tag of each word", "baseline_most_frequent_tag_accuracy"),
     "eval_macro_f1": ("most frequent tag of each word", "baseline_most_frequent_tag_macro_f1"),
 }
+# Which of them a folder has depends on the recipe that filled it.
 PICTURES = {
     "curves.png": "Curves of the training",
     "confusion.png": "What is taken for what, on the test",
@@ -31,12 +34,14 @@ def collect_facts(folder: str | Path) -> list[tuple[str, str]]:
     facts += [("Text it learned from", _corpus(values.get("corpus"))), ("Tagged text", _examples(recipe, metrics))]
     facts += [("Training", _training(metrics)), ("Language", ", ".join(_listed(recipe.get("language"))))]
     facts += [("Licences of the text", recipe.get("corpus_license")), ("Started from", _start(values))]
+    # Any of these may be unknown: an older run, or a model from elsewhere, recorded less.
     return [(name, str(value)) for name, value in facts if value]
 
 
 def summarise(folder: str | Path) -> str:
     """The two facts that matter most, in a line: how large, and how good."""
     values = describe_model(folder)
+    # `RESULTS` has the most telling scores first, so the first that the model has is the one to show.
     scores = (f"{name} {value}" for name, value in _scores(values.get("metrics", {})))
     return "; ".join([(_size(values) or "").partition(":")[0], *islice(scores, 1)])
 
@@ -68,11 +73,13 @@ def _scores(metrics):
 
 
 def _score(metrics, key):
+    # Taggers and classifiers both write `eval_accuracy`, but their baselines differ: this is set right below.
     name, baseline = BASELINES.get(key, (None, None))
     baseline = metrics.get(baseline, baseline)
     if key == "eval_accuracy" and "baseline_majority_accuracy" in metrics:
         name, baseline = "most frequent label", metrics["baseline_majority_accuracy"]
     beside = f" ({name}: {baseline:.3f})" if isinstance(baseline, (int, float)) else ""
+    # Only runs over several seeds have a mean and a standard deviation (`summarise_runs`).
     spread = (
         f", {metrics[f'{key}_mean']:.3f} ± {metrics[f'{key}_sd']:.3f} over the seeds" if f"{key}_sd" in metrics else ""
     )
@@ -83,12 +90,14 @@ def _corpus(corpus):
     if not corpus:
         return None
     train = corpus.get("splits", {}).get("train", {})
+    # The last part alone: the rest may name folders of a private machine, or hold a password.
     names = [Path(public_text(str(source.get("name", "")))).name for source in corpus.get("sources", [])]
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return f"{train.get('sentences', 0):,} sentences, {train.get('characters', 0):,} characters ({shown})"
 
 
 def _examples(recipe, metrics):
+    # Recipes name their examples in one of three ways, and count sentences or examples.
     name = recipe.get("dataset_name") or recipe.get("train_file") or recipe.get("task")
     number = metrics.get("train_sentences") or metrics.get("train_examples")
     if not name:
@@ -102,6 +111,7 @@ def _training(metrics):
 
 
 def _listed(value):
+    # A recipe may give one language as a plain text, or a list of them.
     return value if isinstance(value, list) else [value] if value else []
 
 

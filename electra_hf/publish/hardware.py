@@ -8,7 +8,8 @@ import torch
 
 
 def describe_hardware() -> dict[str, str | float]:
-    """What this process and its fellows train on: a name, and the power limit of all devices in watts where known."""
+    """What all processes of this run train on: `name`, and where it is known the power limit of all, `watts`."""
+    # As the launcher tells it: this is also asked where no group of processes exists.
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if not torch.cuda.is_available():
         return {"name": f"{os.cpu_count()} CPU cores ({platform.machine()})"}

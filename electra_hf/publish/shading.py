@@ -1,10 +1,10 @@
-"""Texts as HTML: tokens shaded by a probability, words coloured by their tag. What a text says is never markup."""
+"""Texts as HTML: tokens shaded by a probability, words coloured by their tag. The text itself is always escaped."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
 
-# The darkest shade is the most suspicious token of the text, or this probability where that is lower: a small model
-# is timid, and on a scale from 0 to 1 its text would be white.
+# The darkest shade is that of the most suspicious token of the text, but at least that of this probability. A small
+# model gives low probabilities to all tokens: on a scale from 0 to 1 its text would look white.
 DARKEST = 0.5
 
 
@@ -19,6 +19,7 @@ def shade_tokens(text: str, tokens: Sequence, panel: int, selected: int | None =
     for index, token in enumerate(tokens):
         words = text[token.start : token.end]
         says = f"{token.probability:.1%} replaced"
+        # Above 0.5 the discriminator itself says "replaced". The shade does not tell that, since it is relative.
         names = ["token"] + ["suspect"] * (token.probability > 0.5) + ["selected"] * (token.start == selected)
         marks.append(
             f'<button type="button" class="{" ".join(names)}" data-panel="{panel}" data-token="{index}" '
@@ -33,6 +34,7 @@ def color_words(text: str, words: Sequence, labels: Sequence[str]) -> str:
     """The text with every word (start, end, tags) in the colour of its tag, which stands below it too."""
     marks = []
     for index, word in enumerate(words):
+        # The tags come sorted. The next two are told as well: a close second often explains a mistake.
         tag, probability = word.tags[0]
         says = ", ".join(f"{name} {value:.1%}" for name, value in word.tags[:3])
         shown = escape(text[word.start : word.end])
@@ -45,6 +47,7 @@ def color_words(text: str, words: Sequence, labels: Sequence[str]) -> str:
 
 
 def _hue(label, labels):
+    # Equal steps on the colour circle, by the place among the labels: a label has one colour in every text.
     return round(360 * list(labels).index(label) / len(labels))
 
 
@@ -52,6 +55,7 @@ def _weave(text, spans, marks):
     """The text with a mark in the place of each span, escaped between them."""
     parts, end = [], 0
     for span, mark in zip(spans, marks, strict=True):
+        # Piece by piece: to escape the whole text first would move the positions of all spans.
         parts += [escape(text[end : span.start]), mark]
         end = span.end
     return "".join([*parts, escape(text[end:])])
@@ -83,10 +87,12 @@ def list_guesses(original: str, guesses: Sequence, chosen: int | None = None) ->
         joined = guess.start > 0 and not guess.text[guess.start - 1].isspace() and guess.piece[0].isalnum()
         choice = _choice(index, "-" * joined + guess.piece, chosen)
         rows.append(f"<td>{choice}</td><td>{guess.probability:.1%}</td><td>{guess.suspicion:.1%}</td>")
+    # The number after the last guess stands for the original, so that the page needs one way to answer a click.
     rows.append(f"<td>{_choice(len(guesses), original, chosen)}</td><td colspan=2>as it was</td>")
     return f'<table class="guesses">{"".join(f"<tr>{row}</tr>" for row in rows)}</table>'
 
 
 def _choice(index, piece, chosen):
+    # HTML writes true and false in small letters.
     pressed = str(index == chosen).lower()
     return f'<button type="button" data-guess="{index}" aria-pressed="{pressed}">{escape(piece)}</button>'

@@ -37,6 +37,7 @@ def write_space(folder: str | Path, repo_id: str, models: Sequence[Path], page: 
     `models` are folders of pushed models; of a discriminator, the generator beside it comes along. Raises `InputError`
     for a model that was never pushed, and for a folder there that somebody else wrote. Returns the folder.
     """
+    # All checks come before the first file, and `new_folder` gives the folder its name when it is complete.
     check_repo_id(repo_id, "space")
     folder = Path(folder)
     if folder.exists() and not is_generated_card(folder / "README.md"):
@@ -55,12 +56,14 @@ def write_space(folder: str | Path, repo_id: str, models: Sequence[Path], page: 
 
 def _place_models(models):
     """{folder in the Space: repository} for every model and generator, and the folders that the page shows."""
+    # Two results: a run is one entry of the page, but two repositories to fetch.
     places, shown = {}, []
     for model in models:
         name = _require_name(model)
         place = f"models/{name}"
         shown.append(place)
         partner = model.parent / "generator"
+        # The page looks for a generator beside the folder `discriminator`, as a run lays the two out.
         if model.name == "discriminator" and partner.is_dir():
             places |= {f"{place}/discriminator": name, f"{place}/generator": _require_name(partner)}
         else:
@@ -79,11 +82,15 @@ def _require_name(model):
 
 
 def _as_code(places):
+    # A line for each model, so that the owner of the Space can edit app.py by hand.
     return "{\n" + "".join(f"    {place!r}: {name!r},\n" for place, name in places.items()) + "}"
 
 
 def list_requirements() -> list[str]:
-    """What the package needs, each in the version that is installed here. Gradio is named by the Space's card."""
+    """The lines of requirements.txt: what the package needs, each in the version that is installed here.
+
+    Gradio is not among them: the Space's card names its version.
+    """
     names = [re.match(r"[\w.-]+", line)[0] for line in requires("electra-hf") if "extra ==" not in line]
     # A build for this machine (2.13.0+cpu) is not what others find.
     return [f"{name}=={version(name).partition('+')[0]}" for name in names]
@@ -98,5 +105,6 @@ def _fill_card(repo_id, names, models):
         "models": names,
         "marker": MARKER.format(repo_id),
     }
+    # The card begins with YAML: lines that only hold a condition must not leave blank lines in it.
     environment = jinja2.Environment(loader=TEMPLATES, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("space.md").render(values) + "\n"

@@ -17,11 +17,11 @@ WORD_COUNTS = ("words_in_running_text", "words_with_shared_token", "words_withou
 def encode_words(sentences: list, tokenizer, counts: Counter | None = None) -> Iterator[list[list[int]]]:
     """Yield, per sentence, the token ids of each word, one at least.
 
-    `sentences` are `TaggedSentence`s, here and below. Where one has its running text, its ids are those of the text,
-    as pretraining read them: a word's are those of all tokens that cover some of it. A token that covers several
-    words (`した` for `し` and `た`, French `du` for `de` and `le`) therefore stands once in each, so that every word
-    has a place for its label and its prediction. A word that the tokenizer leaves nothing of is [UNK]. `counts` gains
-    what `WORD_COUNTS` names.
+    `sentences` is a list of `TaggedSentence`, here and below, and `tokenizer` a fast tokenizer. Where a sentence has
+    its running text, the tokens are those of the text, as pretraining read it, and a word's ids are those of all
+    tokens that cover some of it. A token that covers several words (`した` for `し` and `た`, French `du` for `de` and
+    `le`) therefore stands once in each, so that every word has a place for its label and its prediction. A word that
+    the tokenizer leaves nothing of is [UNK]. `counts` gains what `WORD_COUNTS` names.
     """
     counts = Counter() if counts is None else counts
     settings = {
@@ -49,7 +49,7 @@ def encode_words(sentences: list, tokenizer, counts: Counter | None = None) -> I
 def _share_out(token_ids, offsets, spans, counts):
     """The ids of each word of a running text; `offsets` and `spans` are the characters of tokens and words."""
     starts, ends = ([place[side] for place in offsets] for side in (0, 1))
-    pieces, read = [], 0  # of the tokens, those that stand in a word already
+    pieces, read = [], 0  # how many tokens stand in a word already
     for start, end in spans:
         after = max(read, bisect_left(starts, end))
         first = min(read, bisect_right(ends, start, hi=read))  # before `read`: what the word shares with others
@@ -114,7 +114,10 @@ def make_windows(
 
 
 def gather_words(windows: list[dict], predictions, sentences: list) -> list[list[int]]:
-    """One prediction per word from one per token, `predictions` (windows, L): as many as the sentences have words."""
+    """One prediction per word from one per token: a list for each sentence, as long as its words.
+
+    `windows` are those of `make_windows` for the same `sentences`; `predictions` (windows, L) has a number per token.
+    """
     gathered = [[None] * len(sentence.words) for sentence in sentences]
     for window, row in zip(windows, predictions, strict=True):
         for word, position in zip(window["words"], window["positions"], strict=True):

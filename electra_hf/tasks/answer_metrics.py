@@ -83,6 +83,7 @@ def score_each_answer(
 def _word_f1(found, gold):
     if not found or not gold:
         return float(found == gold)
+    # Words are counted as often as they stand in both: "the the" does not earn twice.
     common = sum((Counter(found) & Counter(gold)).values())
     return 2 * common / (len(found) + len(gold))
 
@@ -91,6 +92,7 @@ def normalise_answer(text: str, language: str = "en") -> str:
     """The answer as it is compared: in lower case, without punctuation, articles and needless blanks."""
     text = "".join(character for character in text.lower() if not _is_punctuation(character, language))
     if language == "ar":
+        # As the official script does it: also inside of a word.
         text = text.replace(ARTICLES["ar"], " ")
     elif language in ARTICLES:
         text = re.sub(rf"\b({ARTICLES[language].replace(' ', '|')})\b", " ", text)
@@ -127,12 +129,14 @@ def find_best_threshold(differences: np.ndarray, scores: np.ndarray, has_answer:
     `differences` (N,): the score of no answer less that of the best span; above the threshold a question gets no
     answer. `scores` (N,): what its span is worth if given. No answer is worth 1 where there is none, else 0.
     """
+    # From the surest answer on: a threshold gives answers to the first so many of this order.
     order = np.argsort(differences, kind="stable")
     ordered = differences[order]
     gains = scores[order] - ~has_answer[order]  # of giving the span instead of no answer
     totals = np.concatenate([[0.0], np.cumsum(gains)])  # of giving the first 0, 1, … N of them
     possible = np.concatenate([[True], np.diff(ordered) > 0, [True]])  # no threshold parts equal differences
     number = int(np.where(possible, totals, -np.inf).argmax())
+    # Just below the smallest difference if no answer is to be given at all.
     threshold = ordered[number - 1] if number else ordered[0] - 1
     return float(threshold), float((totals[number] + np.sum(~has_answer)) / len(ordered))
 

@@ -91,12 +91,14 @@ def make_inputs(
     tokenizer.model_max_length = longest_window(arguments.max_length, tokenizer, config)
     tokenizer.padding_side = "right"  # the positions of answers count from the left
     stride = tokenizer.model_max_length // 4 if arguments.doc_stride is None else arguments.doc_stride
+    # All parts are checked before the first window is cut: that takes the most time here.
     for questions in (data.train, data.threshold, data.test):
         _check_lengths(questions, tokenizer, stride)
     train, threshold, test = (
         make_windows(questions, tokenizer, stride) for questions in (data.train, data.threshold, data.test)
     )
     windows = zip(train.questions, train.inputs, strict=True)
+    # A window without the whole answer has its target on [CLS]; a question is lost where all its windows do.
     whole = {number for number, window in windows if window["start_positions"] != NULL}
     cut = sum(bool(question.answers) and number not in whole for number, question in enumerate(data.train))
     if not whole:
@@ -109,6 +111,7 @@ def make_inputs(
 
 def _check_lengths(questions, tokenizer, stride):
     """Every window takes a whole question, the tokens that it shares with the window before, and a new one."""
+    # The 1 is one new token of the text per window: without it the windows would never come to the end.
     room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add(pair=True) - stride - 1
     if room < 1:
         raise InputError(
@@ -117,6 +120,7 @@ def _check_lengths(questions, tokenizer, stride):
         )
     for start in range(0, len(questions), BATCH):
         batch = questions[start : start + BATCH]
+        # In batches: a tokenizer reads many texts in parallel, but its output for all of them at once would be large.
         encoded = tokenizer([question.text for question in batch], add_special_tokens=False, verbose=False)
         for question, ids in zip(batch, encoded["input_ids"], strict=True):
             if len(ids) > room:
@@ -130,8 +134,8 @@ def _check_lengths(questions, tokenizer, stride):
 def make_windows(questions: list[Question], tokenizer: PreTrainedTokenizerBase, doc_stride: int) -> Windows:
     """Every question with every window of its context; two windows in a row share `doc_stride` tokens of the context.
 
-    The target is the first gold answer, as everybody trains; where a window does not hold all of it, no answer. The
-    last window keeps what is left, so no character of a context is lost.
+    The target is the first gold answer, as is usual; where a window does not hold all of it, no answer. The last
+    window keeps what is left, so no character of a context is lost.
     """
     windows = Windows([], [], [])
     for start in range(0, len(questions), BATCH):
@@ -147,6 +151,7 @@ def make_windows(questions: list[Question], tokenizer: PreTrainedTokenizerBase, 
         for index, (number, encoding) in enumerate(zip(numbers, encoded.encodings, strict=True)):
             question = batch[number]
             offsets = _offsets_in_context(encoding, question.context)
+            # Windows come in the order of the text: the one before and the one behind tell whether this is at an edge.
             is_first, is_last = (not 0 <= i < len(numbers) or numbers[i] != number for i in (index - 1, index + 1))
             span = _locate(question.answers[0], offsets, is_first, is_last) if question.answers else None
             first, last = span or (NULL, NULL)
@@ -177,6 +182,7 @@ def _locate(answer: Answer, offsets: np.ndarray, is_first: bool, is_last: bool) 
 
     An answer that begins or ends inside of a token gets the whole token.
     """
+    # Blanks at the ends of an answer belong to no token, so they must not count as cut off.
     start = answer.start + len(answer.text) - len(answer.text.lstrip())
     end = answer.start + len(answer.text.rstrip())
     shown = offsets[offsets[:, 0] != HIDDEN]
@@ -194,8 +200,10 @@ def find_best_span(
 
     The score is the sum of two logits, as in the official code; it is -inf where there is no context.
     """
+    # Only the context may hold an answer: else the question or [SEP] could be the best span.
     starts, ends = (np.where(is_context, logits, -np.inf) for logits in (start_logits, end_logits))
     length = len(starts)
+    # One row per length instead of all pairs (L, L): 30 rows instead of 512.
     scores = np.full((min(max_answer_length, length), length), -np.inf)
     for more in range(len(scores)):  # row: by how many tokens the span is longer than one; column: where it starts
         scores[more, : length - more] = starts[: length - more] + ends[more:]
@@ -215,8 +223,10 @@ def find_answers(
     The score of no answer is the smallest of all windows, as in the official code: most windows of a long text lack
     the answer and say so, and one that has it counts against them.
     """
+    # One pass over the windows: nothing of them is kept but the best so far of each question.
     best, texts, null = [-math.inf] * len(questions), [""] * len(questions), [math.inf] * len(questions)
     for window, (number, offsets) in enumerate(zip(windows.questions, windows.offsets, strict=True)):
+        # Rows of a batch have one length: the rest of a shorter window is padding.
         starts, ends = (logits[window, : len(offsets)] for logits in (start_logits, end_logits))
         null[number] = min(null[number], float(starts[NULL]) + float(ends[NULL]))
         score, first, last = find_best_span(starts, ends, offsets[:, 0] != HIDDEN, max_answer_length)
@@ -251,8 +261,10 @@ def answer(
     """
     output = trainer.predict(windows.inputs)
     loss = output.metrics["test_loss"]
+    # Broken weights would answer something everywhere, and score low without a word of why.
     if not math.isfinite(loss):
         raise FloatingPointError(f"The loss is {loss}. Lower learning_rate, or warm up for longer (warmup_steps).")
+    # A model may give more outputs than these two, which then come first.
     start_logits, end_logits = output.predictions[:2]
     return find_answers(start_logits, end_logits, windows, questions, max_answer_length), loss
 
@@ -273,9 +285,11 @@ def score_test(
     found, loss = answer(trainer, inputs.test, data.test, arguments.max_answer_length)
     gold = [[one.text for one in question.answers] for question in data.test]
     threshold = arguments.null_score_diff_threshold
+    # For each seed anew: how large its logits are differs from model to model.
     if threshold is None and data.threshold:
         kept_apart, _ = answer(trainer, inputs.threshold, data.threshold, arguments.max_answer_length)
         threshold, _ = _best_threshold(kept_apart, data.threshold, language)
+    # 0 means: no answer is given where its own score is the higher one.
     elif threshold is None and data.may_lack_answers:
         threshold = 0.0
     answers = [one.above(threshold) for one in found]
@@ -295,6 +309,7 @@ def _best_threshold(found, questions, language):
 
 def no_answer_probability(difference: float) -> float:
     """The difference as a number from 0 to 1, as the official script takes it: 1/2 where both are equal."""
+    # exp overflows just above 709; so far down the probability is 0 in any case.
     return 1 / (1 + math.exp(-difference)) if difference > -700 else 0.0
 
 
@@ -302,6 +317,7 @@ def describe_data(data: QuestionAnsweringData, inputs: AnswererInputs, language:
     """What needs no network: the baselines, how many questions and windows there are, and how many answers are cut."""
     gold = [[one.text for one in question.answers] for question in data.test]
     answers = {"closest_sentence": [find_closest_sentence(question) for question in data.test]}
+    # To answer nothing is a baseline only where that can be right.
     if not all(gold):
         answers["no_answer"] = [""] * len(gold)
     baselines = {
@@ -323,6 +339,7 @@ def describe_data(data: QuestionAnsweringData, inputs: AnswererInputs, language:
 def find_closest_sentence(question: Question) -> str:
     """The baseline: the sentence of the context that has most words of the question, the first of equals."""
     wanted = _words(question.text)
+    # The full stops of Chinese and Japanese have no blank behind them; the others need one, or 3.5 would be two.
     sentences = re.split(r"(?<=[.!?।؟])\s+|(?<=[。！？])", question.context.strip())
     return max(sentences, key=lambda sentence: len(wanted & _words(sentence)))
 

@@ -207,9 +207,11 @@ def _test_splits(arguments, task, splits):
             )
         return {"": wanted}
     if task:  # the test splits of GLUE have no labels
+        # Only if all of them are there: half of MNLI's tests would pass for the whole.
         named = {test: f"validation_{test}".rstrip("_") for test in task.tests}
         if set(named.values()) <= set(splits):
             return named
+    # GLUE keeps the labels of its test splits to itself; other datasets give them.
     candidates = ("validation", "test") if task else ("test", "validation")
     found = [split for split in candidates if split in splits]
     return {"": found[0]} if found else {}
@@ -256,6 +258,7 @@ def _make_example(row, layout, task):
     for text, column in zip(texts, layout.texts, strict=True):
         if not (text or "").strip():
             raise ValueError(f"the column {column!r} is empty, a text is expected")
+    # A blank label is none: files write it where nobody has judged the text.
     label = (_text_of(row.cells[layout.label], layout.label) or "").strip() or None
     return Example(texts, task.label_of(label) if task and label else label, row.place)
 
@@ -341,6 +344,7 @@ def _check_labels(train, tests, labels):
                     f"{example.place}: the label {example.label[:80]!r} is not one of {_shown(labels)}, the labels of "
                     "the task or of the training part. Correct it, or add examples of it to the training part."
                 )
+    # A model of one label is always right and has learned nothing.
     if len({example.label for example in train}) == 1:
         raise InputError(
             f"{train[0].place}: every label of the training part is {train[0].label!r}. Expected two labels at least."
@@ -348,6 +352,7 @@ def _check_labels(train, tests, labels):
 
 
 def _shown(labels):
+    # A task may have hundreds of labels; a message that lists them all is not read.
     return ", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
 
 

@@ -24,6 +24,7 @@ class _Metric(evaluate.Metric):
             description=self.__doc__,
             citation="",
             inputs_description="predictions, references: one per text.",
+            # `evaluate` casts to these types: labels stay text, so that a label "1" is not a number.
             features=datasets.Features(
                 {name: datasets.Value(self.kind) for name in ("predictions", "references")},
             ),
@@ -63,6 +64,7 @@ class Correlations(_Metric):
     kind = "float64"
 
     def _compute(self, predictions, references):
+        # Both would divide by a spread of 0 and give NaN, which is no number in metrics.json.
         if min(np.ptp(predictions), np.ptp(references)) == 0:
             return {"pearson": 0.0, "spearman": 0.0}
         return {
@@ -73,7 +75,9 @@ class Correlations(_Metric):
 
 def compute_label_scores(predictions: list[str], references: list[str], labels: list[str]) -> dict[str, float]:
     """`accuracy`, `macro_f1`, `matthews_correlation` and, of two labels, `f1` of the second one."""
+    # In memory: otherwise `evaluate` writes every answer to a file of its cache first.
     scores = LabelScores(keep_in_memory=True).compute(predictions=predictions, references=references)
+    # The second label is the positive one in all tasks of GLUE (MRPC and QQP report this F1).
     if len(labels) == 2:
         f1 = PositiveF1(keep_in_memory=True)
         scores |= f1.compute(predictions=predictions, references=references, positive=labels[1])
@@ -87,6 +91,7 @@ def compute_number_scores(predictions: list[float], references: list[float]) -> 
 
 def answer_most_frequently(train: list[str], test: list[str], labels: list[str]) -> dict[str, float]:
     """The baseline: the scores of the training part's commonest label for every text of the test."""
+    # Of equally frequent labels the first in the order of the outputs: the same at each call.
     answer = max(labels, key=Counter(train).__getitem__)
     scores = compute_label_scores([answer] * len(test), test, labels)
     return {f"baseline_majority_{name}": value for name, value in scores.items()}
@@ -103,6 +108,7 @@ def score_each_label(predictions: list[str], references: list[str]) -> list[tupl
     labels = sorted({*predictions, *references})
     scores = metrics.precision_recall_fscore_support(references, predictions, labels=labels, zero_division=0)
     rows = zip(labels, *(column.tolist() for column in scores), strict=True)
+    # Equally frequent ones by name, so that the table does not change from run to run.
     return sorted(rows, key=lambda row: (-row[4], row[0]))
 
 

@@ -177,6 +177,7 @@ def score(logits: np.ndarray, examples: list[Example], labels: list[str]) -> tup
         gold = [example.number for example in examples]
         answers = logits[:, 0].tolist()
         loss = float(np.mean((logits[:, 0] - np.array(gold)) ** 2))
+        # No correlations of NaN: the caller refuses such a loss with a message of its own.
         return answers, {"loss": loss} | (compute_number_scores(answers, gold) if math.isfinite(loss) else {})
     gold = [example.label for example in examples]
     answers = [labels[index] for index in logits.argmax(-1)]
@@ -186,6 +187,7 @@ def score(logits: np.ndarray, examples: list[Example], labels: list[str]) -> tup
 
 def describe_data(data: ClassificationData, inputs: ClassifierInputs) -> dict[str, float]:
     """What needs no network: the baseline on the first test, how many examples there are, how many were cut."""
+    # The baseline stands beside the headline scores, which are those of the first test.
     test = next(iter(data.tests.values()))
     if data.labels:
         train_labels = [example.label for example in data.train]

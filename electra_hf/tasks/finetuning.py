@@ -74,11 +74,13 @@ class FinetuningArguments(TrainingArguments):
 
     def __post_init__(self):
         check_launcher()
+        # Before the library's own checks, which would ask for packages that go with a refused setting.
         check_fixed(self, FIXED)
         super().__post_init__()
         check_training_settings(self)
         self.seeds = self.seeds or [self.seed]
         self.dataloader_pin_memory &= torch.cuda.is_available()  # on a CPU it does nothing but warn
+        # Their spread would be too small, and one folder would be written twice.
         if len(set(self.seeds)) < len(self.seeds):
             raise InputError(f"seeds: expected different numbers, got {self.seeds}; a seed twice is the same run.")
         if self.hub_token is not None:
@@ -93,6 +95,7 @@ def check_folders(encoder_args: EncoderArguments, output_dir: str) -> None:
     name = encoder_args.model_name_or_path
     if name is None:
         raise InputError("Give model_name_or_path: the folder `discriminator` of a pretraining run, or a Hub model.")
+    # Resolved, since two spellings may mean one folder.
     if Path(output_dir).resolve() == Path(name).resolve():
         raise InputError(f"output_dir {output_dir} is the model to start from. Give the result a folder of its own.")
     if any(Path(output_dir).glob("checkpoint-*/run.json")) or (Path(output_dir) / "generator").exists():
@@ -107,6 +110,7 @@ def load_encoder_tokenizer(encoder_args: EncoderArguments) -> PreTrainedTokenize
 def load_config(model_name_or_path: str, labels: list[str]) -> PretrainedConfig:
     """The configuration of a published encoder with `labels` for outputs. Raises `InputError` if it is not a model."""
     try:
+        # Read first without building anything: the library's message for a pair would not say what to give instead.
         model_type = PretrainedConfig.get_config_dict(model_name_or_path)[0].get("model_type")
         if model_type == "electra-pretraining":
             raise InputError(
@@ -117,6 +121,7 @@ def load_config(model_name_or_path: str, labels: list[str]) -> PretrainedConfig:
             model_name_or_path, id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)}
         )
     except (OSError, ValueError) as error:
+        # It is a ValueError too, and says already what is wrong.
         if isinstance(error, InputError):
             raise
         raise _not_a_model(model_name_or_path, error) from None
@@ -130,9 +135,11 @@ def build_model(
     `auto_class` names the task, such as `AutoModelForTokenClassification`. A head of another task, with another number
     of labels, is left behind. Raises `InputError` where the encoder's own weights are not all there, or do not fit.
     """
+    # The random twin has the same shape and tokenizer, so only the pretraining differs.
     if from_scratch:
         return auto_class.from_config(config, dtype="float32")
     try:
+        # Another number of labels is no reason to refuse: the old head is thrown away in any case.
         model, loading = auto_class.from_pretrained(
             model_name_or_path,
             config=config,
@@ -161,7 +168,11 @@ def _not_a_model(name, error):
 
 
 def longest_window(max_length: int | None, tokenizer, config: PretrainedConfig) -> int:
-    """`max_length` checked against the model, or the longest that model and tokenizer allow."""
+    """`max_length` checked against the model, or the longest that model and tokenizer allow, in tokens.
+
+    Raises `InputError` where the model reads less, and where the tokenizer has more entries than the model.
+    """
+    # The smaller one: a tokenizer may allow more than the model has positions, or name no limit at all.
     limit = min(tokenizer.model_max_length, config.max_position_embeddings)
     if max_length is not None and not 3 <= max_length <= limit:
         raise InputError(f"max_length: expected 3 to {limit} tokens, the longest this model reads, got {max_length}.")
@@ -185,11 +196,13 @@ def layerwise_parameter_groups(
     """
     if not 0 < decay <= 1:
         raise InputError(f"layerwise_lr_decay: expected a factor above 0 and up to 1, got {decay}.")
+    # By identity: the names of the whole model begin with the family's prefix, which differs.
     encoder = model.base_model
     in_encoder = {id(parameter): name for name, parameter in encoder.named_parameters()}
     depths = _depths(encoder, decay)
     num_layers = max(depths.values(), default=0)
     groups = {}
+    # A shared parameter comes once here; an optimizer refuses one that stands in two groups.
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
@@ -219,11 +232,13 @@ def _depths(encoder, decay):
         for name, module in encoder.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == number and any(True for _ in module.parameters())
     ]
+    # ALBERT shares one layer among all, and others keep several lists: guessing would give wrong rates.
     if len(lists) != 1:
         raise InputError(
             f"layerwise_lr_decay: {type(encoder).__name__} has no list of {number} layers with weights of their own. "
             "Set layerwise_lr_decay: 1.0, which is one rate for all."
         )
+    # In the order of the model, which is the order of its layers.
     depths, depth = {}, 0
     for name in names:
         if layer := re.match(re.escape(lists[0]) + r"\.(\d+)\.", name):
@@ -249,6 +264,7 @@ def fine_tune(
     With several seeds each run has a folder of its own, `seed-N`, inside of output_dir. The head learns at
     learning_rate, and every layer at layerwise_lr_decay times the rate of the layer above it (rule 18).
     """
+    # Before the model is made: the head starts from random weights.
     set_seed(seed)
     model = build_model(auto_class, encoder_args.model_name_or_path, config, encoder_args.from_scratch)
     # Every head averages its loss; else the Trainer multiplies that by accumulation steps and processes.
@@ -269,6 +285,7 @@ def fine_tune(
         data_collator=data_collator,
         train_dataset=train_dataset,
         processing_class=tokenizer,
+        # The library would make one group for all layers. The schedule stays its own (None).
         optimizers=(torch.optim.AdamW(groups, betas=betas, eps=training_args.adam_epsilon), None),
         preprocess_logits_for_metrics=preprocess_logits_for_metrics,
     )
@@ -280,6 +297,7 @@ def fine_tune(
 
 def summarise_runs(runs: list[dict[str, float]]) -> dict[str, float]:
     """The first run's scores as they are and, of several runs, each score's mean and sample standard deviation."""
+    # The first run is the one whose model is kept, so its own scores stand without a suffix.
     summary = dict(runs[0])
     if len(runs) > 1:
         for name in runs[0]:

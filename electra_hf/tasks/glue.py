@@ -37,14 +37,17 @@ class GlueTask:
 
     def label_of(self, text: str) -> str | None:
         """The label that a file writes as a word or a number; None where it says that there is none."""
+        # "-" is what MNLI's files write where the annotators did not agree.
         if text in ("-1", "-1.0", "-"):
             return None
+        # Files write words or numbers, the Hub numbers alone; both mean the same label.
         if text.isdecimal() and int(text) < len(self.labels):
             return self.labels[int(text)]
         return text
 
 
 _PAIR = ("sentence1", "sentence2")
+# Two layouts where the official file and the Hub name their columns differently; the first that fits is taken.
 TASKS = {
     task.name: task
     for task in (
@@ -91,6 +94,7 @@ def find_glue_files(glue_dir: str | Path, task: GlueTask) -> dict[str, Path]:
     files = {
         _plain_stem(file.name): file
         for folder in sorted(Path(glue_dir).iterdir())
+        # Letters and digits alone: SST-2, sst2 and SST_2 are one task.
         if folder.is_dir() and "".join(filter(str.isalnum, folder.name.lower())) == task.name
         for file in sorted(folder.iterdir())
         if inner_suffix(file.name) in TABLE_SUFFIXES
@@ -99,6 +103,7 @@ def find_glue_files(glue_dir: str | Path, task: GlueTask) -> dict[str, Path]:
         part: [f"{stem}_{part}".rstrip("_") for stem in ("dev", "validation")] for part in task.tests
     }
     found = {part: files[stem] for part, stems in wanted.items() for stem in stems if stem in files}
+    # All or none: a task without its test must not look like one that was scored.
     return found if found.keys() == wanted.keys() else {}
 
 
@@ -121,6 +126,7 @@ def summarise_glue(results: dict[str, dict[int, dict[str, float]]]) -> dict[str,
             if len(values) > 1:
                 summary[f"{name}_{key}_sd"] = stdev(values)
     finished = tuple(name for name in WITHOUT_WNLI if name in results)
+    # An average of fewer tasks has a name of its own, so that nobody compares it with the paper's.
     averages = {"glue_average_of_finished": finished}
     if finished == WITHOUT_WNLI:
         averages["glue_average"] = WITHOUT_WNLI
@@ -134,6 +140,7 @@ def summarise_glue(results: dict[str, dict[int, dict[str, float]]]) -> dict[str,
 def _average(key, runs_of_tasks, names):
     seeds = runs_of_tasks[0] if runs_of_tasks else []
     values = [
+        # First over the tasks of one seed, then over the seeds: the spread is that of the average, as papers give it.
         100 * mean(runs[seed][f"eval_{TASKS[name].score}"] for name, runs in zip(names, runs_of_tasks, strict=True))
         for seed in seeds
     ]

@@ -47,7 +47,8 @@ class Reader:
 class Token(NamedTuple):
     """Characters start to end of the text, and how probably they were replaced.
 
-    `positions`: of its tokens among those of the text. A letter that byte-level BPE writes with several is one here.
+    `positions`: where its tokens stand among those of the text. A letter that byte-level BPE writes with several
+    tokens is one `Token`.
     """
 
     start: int
@@ -85,13 +86,16 @@ def open_reader(folder: str | Path) -> Reader:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder. Give the folder of a run or of a model.")
+    # A run and its discriminator mean the same here, so that a user can give either.
     inner = folder / "discriminator" if (folder / "discriminator").is_dir() else folder
     kind, auto_class = _find_kind(inner)
     model, tokenizer = _load(auto_class, inner), load_tokenizer(inner)
+    # The smaller one: a tokenizer without a limit of its own says 10^30.
     max_length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
     _check_fit(inner, tokenizer, model, max_length)
     partner = inner.parent / "generator"
     generator = None
+    # Only a run's own neighbour is surely of the same training and vocabulary.
     if kind == "detector" and inner.name == "discriminator" and partner.is_dir():
         generator = _load(AutoModelForMaskedLM, partner)
         _check_fit(partner, tokenizer, generator, max_length)
@@ -112,6 +116,7 @@ def _find_kind(folder):
             f"python recipes/export.py --checkpoint {folder} --output_dir FOLDER"
         )
     architectures = config.get("architectures") or ["nothing"]
+    # By the ending, since an encoder of another family may have been fine-tuned too.
     for ending, kind in KINDS.items():
         if str(architectures[0]).endswith(ending):
             return kind
@@ -129,6 +134,7 @@ def _load(auto_class, folder):
     except Exception as error:  # a damaged file raises whatever it leads to
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{folder} holds no model that can be loaded ({reason}). Make or fetch it again.") from None
+    # The library would fill these with random numbers and only warn; the page would show noise.
     if missing := sorted(loading["missing_keys"]):
         raise InputError(f"{folder}: model.safetensors lacks {len(missing)} weights, {missing[0]} first.")
     return model.eval()
@@ -160,6 +166,7 @@ def _trim(text, start, end):
     """The span without the blanks that some tokenizers count to a token."""
     piece = text[start:end]
     left = len(piece) - len(piece.lstrip())
+    # A token of blanks alone becomes an empty span, never one that ends before it starts.
     return (start + left, start + max(left, len(piece.rstrip())))
 
 
@@ -198,8 +205,10 @@ def find_suspicion(reader: Reader, text: str) -> list[Token]:
 
 def _join_spans(spans):
     """Spans that follow each other, each with its positions: tokens that share a character stand together."""
+    # Byte-level BPE writes a rare letter with several tokens that all have the same span: to a reader that is one.
     joined, waiting = [], []
     for position, (start, end) in enumerate(spans):
+        # No character may stand in two spans, else the page would show it twice.
         start = max(start, joined[-1][0][1] if joined else 0)
         if start < end:
             joined.append(((start, end), (*waiting, position)))
@@ -224,6 +233,7 @@ def guess_token(reader: Reader, text: str, token: Token, number: int = 8) -> lis
         raise InputError(f"{reader.folder} has no generator beside its discriminator, so nothing guesses.")
     tokenizer, size = reader.tokenizer, reader.max_length - 2
     ids, _ = find_tokens(tokenizer, text)
+    # All tokens of a letter give way to one mask: half a letter cannot stay in the text.
     place = token.positions[0]
     before, after = ids[:place], ids[token.positions[-1] + 1 :]
     masked = [*before, tokenizer.mask_token_id, *after]
@@ -242,19 +252,22 @@ def guess_token(reader: Reader, text: str, token: Token, number: int = 8) -> lis
 
 @torch.no_grad()
 def _score_place(model, tokenizer, ids, place, size):
-    """The logits of one token alone: the same numbers as among all of `score_tokens`."""
+    """The logits of one token alone, equal to its row of `score_tokens`."""
     (first, end) = next((first, end) for first, end, scored in _windows(len(ids), size) if place in scored)
     return _score_window(model, tokenizer, ids[first:end])[place - first]
 
 
 def write_token(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
-    """The token as it stands in a text, without blanks; empty for one that stands in none on its own."""
+    """The token as it stands in a text, without blanks; empty for a token that cannot stand in a text on its own."""
     token = tokenizer.convert_ids_to_tokens(token_id)
     if token_id in tokenizer.all_special_ids or re.fullmatch(r"\[unused\d+\]", token):
         return ""
+    # The clean-up would take blanks away before punctuation, which depends on neighbours that are not there.
     piece = tokenizer.decode([token_id], clean_up_tokenization_spaces=False).strip()
+    # "##" marks a continued word in WordPiece alone; elsewhere the two signs are text.
     if isinstance(tokenizer.backend_tokenizer.model, models.WordPiece):
         piece = piece.removeprefix("##") if piece != "##" else piece
+    # That sign is what a part of a letter decodes to.
     return "" if "\ufffd" in piece else piece
 
 
@@ -265,6 +278,7 @@ def _put(tokenizer, text, token, piece, ids):
     gives these tokens, the blanks stay as they are.
     """
     left, right = text[: token.start], text[token.end :]
+    # The text as it is comes first, so that blanks change only where they have to.
     for before in (left, left.rstrip(), left + " "):
         for after in (right, " " + right):
             written = before + piece + after
@@ -285,6 +299,7 @@ def split_words(text: str) -> list[tuple[int, int]]:
     spans = []
     for match in re.finditer(r"\S+", text):
         start, end = match.span()
+        # From the left and from the right only: what stands between letters stays, as in list.sort.
         while start < end and _is_sign(text[start]) and not re.match(r"['’]\w", text[start:end]):
             spans.append((start, start + 1))
             start += 1
@@ -305,8 +320,10 @@ def tag_words(reader: Reader, text: str) -> list[Word]:
     """Every word of the text with a tagger's tags, as its fine-tuning read them: by the first token of the word."""
     spans = split_words(text)
     words = [text[start:end] for start, end in spans]
+    # Tags and lines are placeholders: the windows of the recipe want a whole sentence.
     sentence = TaggedSentence(words, [""] * len(words), "text", [0] * len(words))
     tagged = {}
+    # The recipe's own windows, so that the page says what the scores were measured on.
     for window in make_windows([sentence], reader.tokenizer, {}, reader.max_length):
         logits = reader.model(input_ids=torch.tensor([window["input_ids"]])).logits[0]
         for word, position in zip(window["words"], window["positions"], strict=True):
@@ -322,6 +339,7 @@ def classify_text(reader: Reader, text: str) -> tuple[list[tuple[str, float]], i
     in fine-tuning.
     """
     ids, _ = find_tokens(reader.tokenizer, text)
+    # Cut where fine-tuning cuts; both numbers go back, so that the page can say what was not read.
     read = ids[: reader.max_length - 2]
     window = torch.tensor([[reader.tokenizer.cls_token_id, *read, reader.tokenizer.sep_token_id]])
     logits = reader.model(input_ids=window).logits[0].float()

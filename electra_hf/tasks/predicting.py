@@ -22,9 +22,11 @@ def tag_words(
     `text` is the running text that the words stand in: a tagger that was trained on such reads it. Raises `InputError`
     where the text is not made of the words in their order, blanks aside.
     """
+    # Where each word stands is looked for here, so that a caller needs the words and the text only.
     spans = None if text is None else locate(words, text)
     if text is not None and spans is None:
         raise InputError("text: expected a text made of the words in their order, blanks aside. Give each word once.")
+    # Tags and lines are placeholders: they are only used in training and in messages.
     sentence = TaggedSentence(words, [""] * len(words), "words", [0] * len(words), text, spans)
     return tag_sentences([sentence], model, tokenizer)[0] if words else []
 
@@ -35,6 +37,7 @@ def tag_sentences(
     """The tags of each sentence, such as `read_tagged_sentences` reads from a file; its own tags are not looked at."""
     if not getattr(model.config, "running_text", True):  # it was trained word by word
         sentences = [replace(sentence, text=None, spans=None) for sentence in sentences]
+    # An empty `label2id`: nothing is to be learned, so every label is ignored.
     windows = make_windows(sentences, tokenizer, {}, longest_window(None, tokenizer, model.config))
     predicted = []
     model.eval()

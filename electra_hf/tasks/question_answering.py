@@ -115,22 +115,27 @@ class QuestionAnsweringData:
 
     @property
     def may_lack_answers(self) -> bool:
-        """Whether no answer is an answer: the training part has such questions."""
+        """Whether the training part has questions without an answer, so that to give none can be right."""
         return not all(question.answers for question in self.train)
 
 
 def load_questions(arguments: QuestionAnsweringArguments) -> QuestionAnsweringData:
     """Read and check every part. Raises `InputError` with file and question at what cannot be learned or scored."""
     train, test = _load_dataset(arguments) if arguments.dataset_name else _load_files(arguments)
+    # In this order: first each part by itself, then the two parts made of one, then what they say together. A message
+    # then names the part that the user gave.
     for questions, name in ((train, "training"), (test, "test")):
         if questions is not None:
             _check_part(questions, name)
+    # The test is held out first, so that its articles do not depend on the threshold's settings.
     if test is None:
         train, test = split_by_article(train, arguments.test_share)
     threshold = []
+    # A threshold that is given needs no articles to find it on: they train.
     if arguments.null_score_diff_threshold is None:
         train, threshold = _hold_out_for_threshold(train, arguments.threshold_share)
     _check_answers(train, test, arguments)
+    # The sample comes last and from a fixed seed: seeds of a run are to differ in the model alone.
     if arguments.max_train_samples and arguments.max_train_samples < len(train):
         train = random.Random(0).sample(train, arguments.max_train_samples)
     return QuestionAnsweringData(train, threshold, test)
@@ -142,6 +147,7 @@ def _check_answers(train, test, arguments):
             f"{train[0].place} and all {len(train)} questions of the training part have no answer. Expected some that "
             "have: nothing can be learned from these alone. Give another train_file."
         )
+    # Such a run has no threshold, so its model always gives an answer.
     answers_all = arguments.null_score_diff_threshold is None and all(question.answers for question in train)
     if answers_all and not all(question.answers for question in test):
         without = [question for question in test if not question.answers]
@@ -162,6 +168,7 @@ def _check_answers(train, test, arguments):
 def _check_part(questions, name):
     if not questions:
         raise InputError(f"The {name} part has no question. Check the file or the split.")
+    # The place of each id is kept, since the message has to name both questions.
     places = {}
     for question in questions:
         if question.id in places:
@@ -174,6 +181,7 @@ def _check_part(questions, name):
 
 def split_by_article(questions: list[Question], test_share: float) -> tuple[list[Question], list[Question]]:
     """Hold out a share of the articles, one at least: questions on one article never stand on both sides."""
+    # Without the one, a tenth of a few articles would be rounded down to none, and a run without a test says nothing.
     train, test = _hold_out(questions, test_share, "test", at_least=1)
     if not train:
         raise InputError(
@@ -184,9 +192,11 @@ def split_by_article(questions: list[Question], test_share: float) -> tuple[list
 
 def _hold_out_for_threshold(train, share):
     """Keep articles apart where questions may lack an answer and the share has both kinds, else none."""
+    # Where every question has an answer, a threshold could only take answers away.
     if all(question.answers for question in train):
         return train, []
     kept, held = _hold_out(train, share, "threshold")
+    # With one kind alone the best threshold would be to answer always, or never.
     if {bool(question.answers) for question in held} != {True, False}:
         logger.warning(
             "The no-answer threshold is 0: threshold_share %s of the training articles is too few to find another on.",
@@ -198,16 +208,21 @@ def _hold_out_for_threshold(train, share):
 
 def _hold_out(questions, share, purpose, at_least=0):
     """Part the questions by their articles: (kept, held out). The articles are chosen by a hash of their names."""
-    # The same text may stand in two articles: then both count as the first.
+    # By article, not by question: questions on one text often give away each other's answers. The same text may stand
+    # in two articles: then both count as the first.
     article_of = {}
     for question in questions:
         article_of.setdefault(question.context, question.article or question.context)
+    # With one title for everything there would be nothing to hold out: then the texts are parted.
     if len(set(article_of.values())) == 1:
         article_of = {context: context for context in article_of}
+    # The hash makes the choice the same in any order of the file. `purpose` is hashed too, so that threshold and test
+    # are chosen independently of each other.
     articles = sorted(set(article_of.values()), key=lambda name: xxhash.xxh64_digest(f"{purpose}\t{name}".encode()))
     held = set(articles[: max(at_least, int(share * len(articles)))])
     sides = [[], []]
     for question in questions:
+        # False is 0 and True is 1: kept on the left, held out on the right.
         sides[article_of[question.context] in held].append(question)
     return sides
 
@@ -252,9 +267,11 @@ def read_squad(name: str | Path) -> Iterator[Question]:
 def _parse(content, name):
     hint = "For rows, one question each, give the folder of their files as dataset_name."
     try:
+        # Some editors write a byte order mark, which JSON does not allow: "utf-8-sig" drops it.
         return json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(f"{name}: byte {error.start + 1} is not UTF-8. Convert the file with iconv.") from None
+    # Lists in lists, thousands deep, end in a RecursionError of the parser and not in a ValueError.
     except (ValueError, RecursionError) as error:
         raise InputError(f"{name}: expected SQuAD's JSON, {LAYOUT}; this is no JSON ({error}). {hint}") from None
 
@@ -278,6 +295,7 @@ def _title_of(record, place):
 
 
 def _read_question(record, article, context, place):
+    # Some files number their questions; predictions are written by the id as text.
     identifier = _get(record, "id", (str, int), place)
     place += f" (id {printable(str(identifier))})"
     text = _get(record, "question", str, place)
@@ -286,6 +304,7 @@ def _read_question(record, article, context, place):
             raise InputError(f"{place}: the {what} is empty, expected a text. Fill it in, or leave the question out.")
     pairs = _pairs(_get(record, "answers", (list, dict), place), place)
     answers = [_check_answer(text, start, context, place) for text, start in pairs]
+    # Version 1.1 has no such key. Where it is there, it must say the same as the answers.
     is_impossible = record.get("is_impossible")
     if isinstance(is_impossible, bool) and is_impossible == bool(answers):
         says = "has no answer, but there are answers" if answers else "has an answer, but there is none"
@@ -304,6 +323,7 @@ def _pairs(answers, place):
 
 
 def _check_answer(text, start, context, place):
+    # To Python True is a whole number, 1: JSON's `true` would pass for a position.
     if not isinstance(text, str) or not isinstance(start, int) or isinstance(start, bool):
         raise InputError(f"{place}: expected a text and a whole number as answer, found {text!r} and {start!r}.")
     if not text.strip():
@@ -314,6 +334,7 @@ def _check_answer(text, start, context, place):
     if start < 0 or context[start : start + len(text)] != text:
         shown, length = printable(text[:LONGEST_SHOWN]), min(len(text), LONGEST_SHOWN)
         there = printable(context[max(0, start) :][:length])
+        # Positions of other tools often count bytes or UTF-16: to see where the answer stands tells which.
         position = context.find(text)
         hint = f"It stands at {position}" if position >= 0 else "It is nowhere in the context"
         raise InputError(
@@ -332,6 +353,7 @@ def _require_object(value, place):
 def _get(record, key, kinds, place):
     """The value of a key, of one of these types. Raises `InputError` that says what SQuAD's layout is."""
     if key not in _require_object(record, place):
+        # The keys that are there show at once which other layout this is.
         found = printable(", ".join(map(str, record))) or "nothing"
         raise InputError(f"{place}: no key {key!r}. Expected SQuAD's layout, {LAYOUT}; found {found}.")
     value = record[key]

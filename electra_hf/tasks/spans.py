@@ -9,6 +9,7 @@ from seqeval.scheme import BILOU, IOB1, IOB2, IOBES, Entities
 from electra_hf.errors import InputError
 from electra_hf.text.tagged_text import TaggedSentence
 
+# The order is the one in which `recognise_scheme` tries them: tags that fit several are read by the first.
 SCHEMES = {"iob2": IOB2, "iob1": IOB1, "iobes": IOBES, "bilou": BILOU}
 _END_AND_SINGLE = {"iobes": ("E", "S"), "bilou": ("L", "U")}
 Span = tuple[int, int, str]  # first word, word behind the last one, type
@@ -26,6 +27,7 @@ def write_tags(spans: Iterable[Span], length: int, scheme: str) -> list[str]:
     """The tags of a sentence of `length` words that has these spans."""
     tags, before = ["O"] * length, None
     for start, end, kind in sorted(spans):
+        # All inside first; the first and the last word are then written over.
         tags[start:end] = [f"I-{kind}"] * (end - start)
         # In IOB1 a B only parts a span from one of the same type right before it.
         if scheme != "iob1" or before == (start, kind):
@@ -39,6 +41,7 @@ def write_tags(spans: Iterable[Span], length: int, scheme: str) -> list[str]:
 
 def find_misfits(tags: list[str], scheme: str) -> list[int]:
     """The words whose tag does not fit the scheme: to read the spans and to write them again gives another tag."""
+    # seqeval passes over such tags without a word, so they are found by what is lost on the way.
     again = write_tags(read_spans(tags, scheme), len(tags), scheme)
     return [word for word, (tag, fitting) in enumerate(zip(tags, again, strict=True)) if tag != fitting]
 
@@ -58,7 +61,7 @@ def recognise_scheme(sentences: list[TaggedSentence], tag_scheme: str = "auto") 
         misfits[scheme] = _first_misfit(sentences, scheme)
         if misfits[scheme] is None:
             return scheme
-    # The scheme that holds longest is the one that was meant.
+    # The scheme that fits most words before its first misfit is probably the one that was meant.
     scheme, (_, place) = max(misfits.items(), key=lambda item: item[1][0])
     expected = "one scheme for all spans (IOB1, IOB2, IOBES or BILOU)" if tag_scheme == "auto" else scheme.upper()
     raise InputError(

@@ -77,6 +77,7 @@ def load_tagged_sentences(arguments: TaggingArguments) -> tuple[list[TaggedSente
     else:
         train = read_tagged_sentences(arguments.train_file)
         test = read_tagged_sentences(arguments.test_file) if arguments.test_file else None
+    # All or none: a model trained word by word has never seen two words share a token, and the other way round.
     if not arguments.running_text or not any(sentence.spans for sentence in train):
         for sentence in [*train, *(test or [])]:
             sentence.text = sentence.spans = None
@@ -91,6 +92,7 @@ def split_by_content(
         raise InputError(f"test_share: expected a share between 0 and 1, got {test_share}.")
     train, test = [], []
     for sentence in sentences:
+        # A hash and not a random draw: a sentence falls on the same side in any order of the file, on every machine.
         share = xxhash.xxh64_intdigest("\t".join(sentence.words).encode()) / 2**64
         (test if share < test_share else train).append(sentence)
     if not train or not test:
@@ -117,6 +119,7 @@ def _read_dataset(dataset, source, arguments):
     """The labelled words of each row; a word without a label is left out, as if it did not stand there."""
     text_column, label_column = arguments.text_column, arguments.label_column
     _require_lists("text_column", text_column, dataset, source)
+    # Columns are checked before the first row: reading a large dataset takes minutes.
     name_of = _label_names(_require_lists("label_column", label_column, dataset, source))
     texts = _running_texts(dataset, source, arguments)
     sentences, unlabelled, misfits = [], 0, []
@@ -155,6 +158,7 @@ def _read_row(words, labels, text, name_of, source, row):
 def _rows(dataset, source, *columns):
     """Yield what the columns hold, row by row; a missing list or text is an empty one."""
     try:
+        # Only these columns: a dataset may hold sound or pictures, which would be decoded for nothing.
         for batch in dataset.select_columns(list(columns)).with_format(None).iter(1_000):
             yield from zip(*([row or [] for row in batch[column]] for column in columns), strict=True)
     except (pa.ArrowException, OSError) as error:
@@ -169,6 +173,7 @@ def _running_texts(dataset, source, arguments):
     elif "text" in dataset.column_names:
         column = "text"
     kind = dataset.features[column] if column else None
+    # One column cannot be both, the words and the text that they stand in.
     if not arguments.running_text or kind is None or column == arguments.text_column:
         return repeat(None, len(dataset))
     if getattr(kind, "dtype", None) not in ("string", "large_string"):
@@ -195,9 +200,12 @@ def _label_names(feature):
     names = feature.names if isinstance(feature, datasets.ClassLabel) else None
 
     def name_of(label, place):
+        # Python would read names[-1] as the last label, and every word without one would get that.
         if label is None or (isinstance(label, int) and label < 0):
             return None
+        # A ClassLabel stores numbers; its names are the tags that a reader knows.
         if names and isinstance(label, int):
+            # A file may hold any number: Python's own IndexError would name no row.
             if label >= len(names):
                 raise InputError(f"{place}: the label {label} is not one of the {len(names)} from 0 on.")
             return names[label]
@@ -209,6 +217,7 @@ def _label_names(feature):
 
 
 def _check_word(word, place):
+    # Datasets may have numbers or nothing among their words; a tokenizer would fail without saying where.
     if not isinstance(word, str):
         raise InputError(f"{place}: expected words as text, found a {type(word).__name__}.")
     return word
@@ -220,6 +229,7 @@ def list_labels(train: list[TaggedSentence], labels_file: str | None = None) -> 
     Raises `InputError` at the first word of the training part whose label the file lacks.
     """
     if labels_file is None:
+        # Sorted, because the order of a set changes from process to process, and with it the model's outputs.
         return sorted({tag for sentence in train for tag in sentence.tags})
     labels = read_labels(labels_file)
     known = set(labels)
@@ -236,7 +246,9 @@ def list_labels(train: list[TaggedSentence], labels_file: str | None = None) -> 
 def count_unknown_labels(test: list[TaggedSentence], labels: list[str]) -> Counter:
     """How many words of the test carry a label that the model does not have. They count as wrong."""
     known = set(labels)
+    # Such words stay in the test and count as wrong: to leave them out would flatter the model.
     unknown = Counter(tag for sentence in test for tag in sentence.tags if tag not in known)
+    # All unknown means another tag set, not a few rare tags: a score of 0 would hide that.
     if unknown.total() == sum(len(sentence.tags) for sentence in test):
         raise InputError(
             f"{test[0].source}: no word has a label that the model knows; it has {', '.join(labels)}, the file "
@@ -252,6 +264,7 @@ def tag_most_frequently(train: list[TaggedSentence], test: list[TaggedSentence])
         of_all.update(sentence.tags)
         for word, tag in zip(sentence.words, sentence.tags, strict=True):
             of_word[word][tag] += 1
+    # Of equally frequent tags the first one seen wins, so that the baseline is always the same.
     best = {word: counts.most_common(1)[0][0] for word, counts in of_word.items()}
     commonest = of_all.most_common(1)[0][0]
     return [[best.get(word, commonest) for word in sentence.words] for sentence in test]

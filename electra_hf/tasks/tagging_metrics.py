@@ -16,6 +16,7 @@ from electra_hf.tasks.alignment import WORD_COUNTS
 from electra_hf.tasks.finetuning import show_score
 from electra_hf.tasks.spans import SCHEMES, find_misfits
 
+# `evaluate` checks inputs against this, and casts them; tags stay text, since labels of the test may be unknown.
 _FEATURES = datasets.Features(
     {
         "predictions": datasets.List(datasets.Value("string")),
@@ -44,6 +45,7 @@ class TokenScores(_TagMetric):
     """
 
     def _compute(self, predictions, references):
+        # Sentences do not matter for single tags; scikit-learn wants one flat list.
         predicted, gold = list(chain(*predictions)), list(chain(*references))
         return {
             "accuracy": float(metrics.accuracy_score(gold, predicted)),
@@ -59,10 +61,12 @@ class SpanScores(_TagMetric):
     """
 
     def _compute(self, predictions, references, scheme=None):
+        # Without a prefix seqeval would read the first letter of a tag as one.
         if scheme is None:
             predictions, references = (
                 [[f"B-{tag}" for tag in row] for row in rows] for rows in (predictions, references)
             )
+        # seqeval takes the gold tags first.
         precision, recall, f1, _ = precision_recall_fscore_support(
             references, predictions, average="micro", scheme=SCHEMES[scheme or "iob2"], zero_division=0
         )
@@ -72,8 +76,8 @@ class SpanScores(_TagMetric):
 class ArticleSeqeval(_TagMetric):
     """Stock seqeval on the tags as they are, the way the article scored: for comparison with its numbers only.
 
-    On bare tags it takes the first letter for a span prefix, so runs of one tag melt into a span, NN equals IN, and a
-    tag that begins with O does not count.
+    On bare tags it takes the first letter for the prefix of a span. So neighbours with the same tag become one span,
+    NN and IN count as equal, and a tag that begins with O does not count.
     """
 
     def _compute(self, predictions, references):
@@ -95,11 +99,14 @@ def compute_tagging_scores(
     that do not fit it: they make no span, and nothing repairs them.
     """
     rows = {"predictions": predictions, "references": references}
+    # In memory: otherwise `evaluate` writes every tag to a file of its cache first.
     scores = TokenScores(keep_in_memory=True).compute(**rows)
     scores |= SpanScores(keep_in_memory=True).compute(**rows, scheme=scheme)
     if scheme:
+        # Strict scores pass over such tags in silence; the share says how much of the model's answer they are.
         misfits = sum(len(find_misfits(tags, scheme)) for tags in predictions)
         scores["misfit_share"] = misfits / max(1, sum(map(len, predictions)))
+    # Under names of its own, so that nobody takes it for one of our scores.
     article = ArticleSeqeval(keep_in_memory=True).compute(**rows)
     return {f"eval_{name}": value for name, value in scores.items()} | article
 
@@ -116,8 +123,10 @@ def format_scores(metrics: dict[str, float], unknown_labels: Counter) -> str:
     ]
     lines = [f"{metrics['test_words']} words in {metrics['test_sentences']} test sentences", *_describe_words(metrics)]
     for title, key in rows:
+        # Not each kind of run has each score: the misfits need a scheme.
         if key in metrics:
             lines.append(show_score(title, metrics, key, width=42))
+    # Told by name: a rare tag that the training part lacks, or a misspelt one, shows at once.
     if unknown_labels:
         named = ", ".join(f"{label} ({count})" for label, count in unknown_labels.items())
         lines.append(f"words whose label the model does not have, counted as wrong: {named}")

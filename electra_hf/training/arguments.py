@@ -60,6 +60,7 @@ class ModelArguments:
     )
 
     def __post_init__(self):
+        # A mapping in YAML, or JSON on the command line: from here on it is a dictionary.
         self.generator = as_dict("generator", self.generator)
         self.discriminator = as_dict("discriminator", self.discriminator)
         if self.discriminator_name_or_path:
@@ -76,6 +77,7 @@ class ModelArguments:
 
     def _check_published(self):
         """Published networks have a shape and weights of their own, which these settings would contradict."""
+        # A new generator beside a published discriminator may have fields of its own; a published one may not.
         contradicting = {
             "model_size": self.model_size != "small",
             "generator": bool(self.generator) and self.generator_name_or_path is not None,
@@ -107,6 +109,7 @@ class ModelArguments:
             "generator_weight": self.generator_weight,
             "discriminator_weight": self.discriminator_weight,
         }
+        # Left out and not None: the default depends on the size, which this class may not know.
         return settings if self.mask_probability is None else settings | {"mask_probability": self.mask_probability}
 
 
@@ -133,6 +136,7 @@ class TokenizerArguments:
 
     def check_existing(self, name: str | None) -> None:
         """Refuse a `vocab_size` that the existing tokenizer `name` does not have. Raises `InputError`."""
+        # The default counts as not given: nobody asked for that number.
         if name and self.vocab_size != TokenizerArguments.vocab_size:
             size = len(load_tokenizer(name))
             if size != self.vocab_size:
@@ -179,6 +183,7 @@ FIXED = {
 
 def check_launcher() -> None:
     """Refuse an accelerate that is set to share one model among processes. Raises `InputError`."""
+    # Settings of `accelerate config` reach the process by these variables and never pass our own settings.
     for way in ("FSDP", "DEEPSPEED"):
         if os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() in ("true", "1"):
             raise InputError(f"accelerate is set to use {way}, but {_ONE_COPY}. Start it with --multi_gpu instead.")
@@ -191,20 +196,24 @@ def check_fixed(arguments: TrainingArguments, fixed: dict[str, tuple]) -> None:
     """
     for name, (value, reason) in fixed.items():
         given = getattr(arguments, name)
+        # The library writes "nothing" in several ways, depending on the setting and on its version.
         if given != value and given not in ([], "", {}):
             raise InputError(f"{name}: expected {value}, got {given}, because {reason}. Leave it out.")
 
 
 def check_training_settings(arguments: TrainingArguments) -> None:
     """Refuse ways of starting that would fail later. Raises `InputError`."""
+    # The Trainer would wrap the model in DataParallel, where the sums of the metrics do not stack.
     if arguments.n_gpu > 1:
         raise InputError(
             f"{arguments.n_gpu} GPUs are visible to one process. Start one process for each with `accelerate launch "
             f"--multi_gpu --num_processes {arguments.n_gpu}`, or use one with the variable CUDA_VISIBLE_DEVICES=0."
         )
+    # The library would divide by the number of steps.
     if arguments.max_steps == 0 or (arguments.max_steps < 0 and arguments.num_train_epochs <= 0):
         name = "max_steps" if arguments.max_steps == 0 else "num_train_epochs"
         raise InputError(f"{name}: expected more than 0, since nothing would be trained.")
+    # Only a run that has evaluated saves then, and a killed run may not have.
     if arguments.save_strategy == "best":
         raise InputError("save_strategy: expected no, steps or epoch; `best` would leave nothing to go on from.")
 
@@ -255,12 +264,14 @@ class PretrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        # Before the library's own `__post_init__`, which decides by these values and then fixes them.
         self._settle_device()
         if self.tf32 is None and is_torch_tf32_available():
             self.tf32 = True  # for matrix products that stay in fp32
         check_launcher()
         check_fixed(self, FIXED)
         super().__post_init__()
+        # After it, since it is the library that finds the devices.
         check_training_settings(self)
         if self.optim not in OPTIMIZERS:
             raise InputError(f"optim: expected one of {', '.join(OPTIMIZERS)}, got {self.optim.value}.")
@@ -270,10 +281,12 @@ class PretrainingArguments(TrainingArguments):
             raise InputError(f"discriminator_warmup_steps: expected 0 or more, got {self.discriminator_warmup_steps}.")
         # A batch goes to the device while that computes; otherwise every copy would wait for the step before it.
         self.accelerator_config.non_blocking = torch.cuda.is_available()
+        # It would be written into every checkpoint (training_args.bin) and pushed with it.
         if self.hub_token is not None:
             raise InputError(
                 "hub_token: give the token by `hf auth login` or the variable HF_TOKEN, never as a setting."
             )
+        # The order of a large corpus is computed from it (`ComputedOrder`), so it has to be a number.
         if self.data_seed is None:
             self.data_seed = self.seed
         try:  # a tracker that is not installed must not wait for the corpus
@@ -287,17 +300,20 @@ class PretrainingArguments(TrainingArguments):
         """Choose what was left open. What the user or accelerate's own settings have chosen stays."""
         self.use_cpu |= lacks_float64()
         use_cpu = self.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1")
+        # Given to `accelerate launch`, it comes as a variable; "no" is what accelerate writes where nobody chose.
         precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         if precision == "no":
             precision = choose_precision(use_cpu)
         if self.bf16 is None and self.fp16 is None:
             self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
+        # One of the two may be given and the other still None.
         self.bf16, self.fp16 = bool(self.bf16), bool(self.fp16)
         if self.bf16 and not use_cpu and not torch.cuda.is_available():
             raise InputError(
                 "bf16: there is no GPU here. Leave it out, and the device decides: bf16 or fp16 on a GPU, fp32 "
                 "elsewhere; or set use_cpu: true, to train in bf16 on this processor."
             )
+        # On a CPU a compiled step gains little, and the first one compiles for 100 s (recipes/benchmark/LOG.md).
         if self.torch_compile is None:
             self.torch_compile = self.compile_on_gpu and can_compile(use_cpu)
 

@@ -12,9 +12,10 @@ from electra_hf.model.sharing import deciding_parameters
 
 
 class OwnRandomStream(TrainerCallback):
-    """Each process masks, samples and drops out on its own: the Trainer seeds them all alike."""
+    """Each process draws its own masks, samples and dropout: the Trainer seeds them all alike."""
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """Seed this process by its number."""
         # A resumed run replaces this by the stream of its checkpoint, after the skipped batches.
         torch.manual_seed(args.seed + 1000 * args.process_index)
 
@@ -26,8 +27,10 @@ class TwoStages(TrainerCallback):
     """
 
     def on_step_begin(self, args, state, control, model, optimizer, **kwargs):
+        """Choose the stage of this step; at the switch, copy the generator into the discriminator."""
         # A function of the step alone, so that a resumed run does the same.
         model.generator_only = state.global_step < args.generator_only_steps
+        # Equal and not "at least": a run that is resumed later must not copy the weights a second time.
         is_the_switch = args.generator_only_steps and state.global_step == args.generator_only_steps
         if is_the_switch and not model.config.discriminator_is_published:
             model.initialize_discriminator()
@@ -38,6 +41,7 @@ def resting_parameters(model: ElectraForPretraining) -> list[nn.Parameter]:
 
     Beside a published discriminator the tables that both share rest too: they are a part of what it knows.
     """
+    # By identity, since shared tables belong to both networks and have one name only.
     learning = {id(parameter) for parameter in model.generator.parameters()}
     if model.config.discriminator_is_published:
         learning -= {id(parameter) for parameter in deciding_parameters(model.discriminator)}
@@ -51,12 +55,14 @@ class GoOn(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """In a resumed run, load the totals and settle the intervals anew."""
         if state.global_step:
             load_totals(self.trainer)
             # The Trainer would go on with the intervals of the checkpoint, whatever the command says now.
             state.compute_steps(args, state.max_steps)
 
     def on_train_end(self, args, state, control, **kwargs):
+        """Wait for the last manifest, and for the other processes."""
         self.trainer._wait_for_manifest()
         self.trainer.accelerator.wait_for_everyone()  # the first process to exit would end the others
 
@@ -66,6 +72,7 @@ def save_totals(trainer: Trainer, folder: Path) -> None:
 
     Without it the first log after a resume, the loss and the time of the whole run would differ.
     """
+    # A quarter of a million bins, of which a few are used: only those are saved.
     histograms = trainer._train_metrics.histograms
     bins = histograms.nonzero().flatten()  # few of them since the last log
     totals = {
@@ -89,6 +96,7 @@ def load_totals(trainer: Trainer) -> None:
     if not file.is_file():  # a checkpoint of an earlier version
         return
     totals = {name: tensor.to(trainer.args.device) for name, tensor in load_file(file).items()}
+    # The Trainer has set these to zero for the resumed run; they go on where they were.
     trainer._tr_loss, trainer._total_loss_scalar = totals["loss"], float(totals["logged_loss"])
     trainer._globalstep_last_logged = int(totals["last_logged"])
     metrics = trainer._train_metrics

@@ -1,7 +1,7 @@
 """What a complete checkpoint is: one whose manifest, written last, names every file by size and SHA-256.
 
-Reading every byte and flushing it to the disk takes longer than the save. Until that is done, a mark with the sizes
-counts, though only where the machine has not been started anew: a killed process takes nothing with it that it wrote.
+Reading every byte and flushing it to the disk takes longer than the save. Until that is done, a mark with the sizes of
+the files counts, as long as the machine has not been started anew: what a process has written outlives the process.
 """
 
 import hashlib
@@ -23,12 +23,14 @@ MANIFEST = "manifest.json"
 WRITTEN = "written.json"  # the mark; gone as soon as the manifest is there
 _OWN = (MANIFEST, f"{MANIFEST}.tmp", WRITTEN, f"{WRITTEN}.tmp")
 _BOOT = Path("/proc/sys/kernel/random/boot_id")  # Linux: changes with every start of the machine
+# The library goes on without some of these, from a fresh optimizer and with a mere note in the log.
 _NEEDED = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
 def mark_written(checkpoint: str | Path) -> None:
     """Say that every file of a checkpoint is written. This counts until its manifest, with hashes, is there."""
     checkpoint = Path(checkpoint)
+    # Elsewhere nothing tells whether the machine was started anew, so only the manifest counts.
     if _BOOT.is_file():
         sizes = {name: {"size": (checkpoint / name).stat().st_size} for name in _files(checkpoint)}
         _write(checkpoint / WRITTEN, {"boot": _BOOT.read_text(), "files": sizes})
@@ -72,11 +74,13 @@ def find_damage(checkpoint: str | Path) -> str | None:
     for name in (*_NEEDED, *expected):
         if name not in found:
             return f"{name} is missing"
+    # Also more than there should be: a file of another save would be read without a word.
     for name in found:
         if name not in expected:
             return f"{name} does not belong to it"
     for name, (size, sha256) in expected.items():
         entry = _describe(checkpoint / name)
+        # The size first: it says more to a reader than a hash that differs.
         if entry["size"] != size:
             return f"{name} has {entry['size']} bytes instead of {size}"
         if sha256 is not None and entry["sha256"] != sha256:
@@ -87,6 +91,7 @@ def find_damage(checkpoint: str | Path) -> str | None:
 def _read_manifest(checkpoint):
     """The manifest, or what stands in for it until it is there."""
     try:
+        # The mark counts only until the machine starts anew: after a power cut, sizes say nothing about bytes.
         mark = json.loads((checkpoint / WRITTEN).read_text(encoding="utf-8"))
         if not has_manifest(checkpoint) and mark["boot"] == _BOOT.read_text():
             return mark["files"]
@@ -108,6 +113,7 @@ def find_last_checkpoint(output_dir: str | Path) -> Path | None:
 
 def sorted_checkpoints(output_dir: str | Path, newest_first: bool = False) -> list[Path]:
     """The `checkpoint-N` folders of a run in the order of N."""
+    # By the number: as text, checkpoint-900 comes after checkpoint-1000.
     numbered = [
         (int(match.group(1)), folder)
         for folder in Path(output_dir).glob("checkpoint-*")
@@ -130,6 +136,7 @@ def rotate(output_dir: str | Path, limit: int | None) -> None:
 
 def delete(checkpoint: str | Path) -> None:
     """Delete a checkpoint; killed in between, it is one whose save did not finish."""
+    # The manifest goes first: a half-deleted folder then no longer counts as complete.
     for name in (MANIFEST, WRITTEN):
         (Path(checkpoint) / name).unlink(missing_ok=True)
     shutil.rmtree(checkpoint, ignore_errors=True)
@@ -152,6 +159,7 @@ def clear_way(output_dir: str | Path, step: int) -> None:
         if not has_manifest(folder):  # the run was killed before it came to it
             write_manifest(folder)
         (folder / WRITTEN).unlink(missing_ok=True)  # of a run killed just after its manifest
+        # After `never`, or from a folder that was named: kept, in case that was a mistake.
         if int(folder.name.rpartition("-")[2]) > step:
             aside = folder.with_name(f"{folder.name}.aside")
             shutil.rmtree(aside, ignore_errors=True)
@@ -159,6 +167,7 @@ def clear_way(output_dir: str | Path, step: int) -> None:
             logger.warning("%s is newer than the start of this run and not used: it is now %s.", folder, aside.name)
 
 
+# What a run writes beside its checkpoints, and what a card reads.
 RESULTS = ("discriminator", "generator", "metrics.json", "curves.png", "corpus.json", "recipe.yaml")
 
 
@@ -166,6 +175,7 @@ def set_results_aside(output_dir: str | Path) -> None:
     """Before a run starts afresh: rename what an earlier run left in its folder, so that no number of it survives."""
     for name in RESULTS:
         path = Path(output_dir) / name
+        # Renamed and not deleted: they may be all that is left of a run of weeks.
         if path.exists():
             logger.warning("%s is of an earlier run: it is now %s.", path, set_aside(path).name)
 
@@ -178,6 +188,7 @@ def disk_faults_told(output_dir: str | Path) -> Iterator[None]:
     except Exception as error:
         if not (fault := disk_fault(error)):
             raise
+        # The message names where the same command goes on from, since that is the first question then.
         complete = [folder.name for folder in sorted_checkpoints(output_dir) if has_manifest(folder)]
         raise InputError(
             f"output_dir: a checkpoint could not be saved in {output_dir} ({fault}). Make room there, or lower "
@@ -189,6 +200,7 @@ def disk_faults_told(output_dir: str | Path) -> Iterator[None]:
 def check_writable(output_dir: str | Path) -> None:
     """Refuse a folder that cannot be written before hours of work for it. Raises `InputError`."""
     folder = Path(output_dir).absolute()
+    # The folder itself may not exist yet; the first parent that does decides.
     place = next(path for path in (folder, *folder.parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise InputError(

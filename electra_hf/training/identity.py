@@ -1,4 +1,4 @@
-"""What makes a run the same run: a checkpoint says whose it is, and another run is refused it."""
+"""What makes two starts the same run: a checkpoint says which run it belongs to, and no other goes on from it."""
 
 import hashlib
 import json
@@ -36,9 +36,11 @@ def describe_run(trainer: Trainer, max_steps: int) -> dict:
         sample.update(rows[index]["input_ids"].numpy().tobytes())
     identity = {
         "rows (corpus_files, tokenizer, max_length)": {"number": len(rows), "sha256": sample.hexdigest()},
+        # The product counts, not its parts: twice as many micro-batches of half the size are the same step.
         "rows of a step": trainer._tokens_per_step() // rows[0]["input_ids"].shape[0],
         "settings": settings,
         "model": trainer.model.config.to_dict(),
+        # Under a key of its own: a difference in here is told, one anywhere else is refused.
         _CHANGED: {
             **{name: getattr(trainer.args, name) for name in _MAY_CHANGE},
             "device": trainer.args.device.type,
@@ -80,6 +82,7 @@ def check_same_run(checkpoint: str | Path, identity: dict) -> None:
     """Refuse to go on from the checkpoint of another run. Raises `InputError` that names every difference."""
     file = Path(checkpoint) / RUN
     saved = flatten(read_json(file)) if file.is_file() else {}
+    # Through JSON once, as what was saved: a tuple is then a list on both sides.
     now = flatten(json.loads(json.dumps(identity)))
     # A field that only one of them has belongs to another version of a library.
     changed = [key for key in saved if saved[key] != now.get(key, saved[key])]

@@ -26,6 +26,7 @@ def lock_output_dir(output_dir: str | Path) -> None:
     if folder in _held:
         return
     folder.mkdir(parents=True, exist_ok=True)
+    # Not truncated when it is opened: the name in it may be that of the run that holds the lock.
     file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,6 @@
 """The processes of a run, on one machine or on several: they start from the same, and what stops one stops all.
 
-They talk on a group of their own over the CPU: no message waits for a GPU, and none is in the way of a gradient.
+Their messages go over the CPU, in a group of their own: none waits for a GPU or holds up the gradients.
 """
 
 import json
@@ -49,11 +49,15 @@ def cpu_group() -> distributed.ProcessGroup:
 
 
 def gather(value) -> list:
-    """What each process gives, which is plain as JSON is, in the order of their ranks; the same on all of them."""
+    """The `value` of every process, in the order of their ranks: the same list on all of them.
+
+    A value is what JSON can say: numbers, texts, lists, dictionaries, None.
+    """
     if not several_processes():
         return [value]
     # As bytes of JSON: PyTorch's own way to gather objects would run code that another machine sends.
     text = torch.frombuffer(bytearray(json.dumps(value, default=str).encode()), dtype=torch.uint8)
+    # `all_gather` wants tensors of one length: sizes go first, and texts are padded to the longest.
     sizes = torch.zeros(distributed.get_world_size(), dtype=torch.int64)
     sizes[distributed.get_rank()] = len(text)
     distributed.all_reduce(sizes, group=cpu_group())
@@ -72,11 +76,12 @@ def common_settings(*groups) -> dict:
 def check_agreement(describe: Callable[[], dict]) -> None:
     """Refuse a run whose processes differ in what `describe()` says: plain values by name, or dicts of them in turn.
 
-    One process is asked nothing. Raises `AgreedError`, the same on every process, that names each difference with two
-    processes that differ.
+    A run of one process is not checked. Raises `AgreedError`, the same on every process, that names each difference
+    with two processes that differ.
     """
     if not several_processes():
         return
+    # Every process gets all facts and comes to the same result; the group needs no second message.
     of_all = gather({"host": socket.gethostname(), "facts": flatten(describe())})
     differences = []
     for name in dict.fromkeys(name for one in of_all for name in one["facts"]):
@@ -84,6 +89,7 @@ def check_agreement(describe: Callable[[], dict]) -> None:
         for rank, value in enumerate(values):
             if value != values[0]:
                 places = [f"{values[r]!r} on process {r} ({of_all[r]['host']})" for r in (0, rank)]
+                # One pair per fact: with hundreds of processes a list of all would hide what differs.
                 differences.append(f"{name}: {', '.join(places)}")
                 break
     if differences:
@@ -100,8 +106,10 @@ def in_turns(function: Callable[[], Result]) -> Result:
     What is wrong for one process ends all: raises `AgreedError` on every one of them.
     """
     state = PartialState()
+    # Machines with a shared disk find what the first process has made; the others make it once each.
     my_turn = 0 if state.is_main_process else 1 if state.is_local_main_process else 2
     result = None
+    # Processes that wait still take part in every turn, so that an error of one reaches all of them.
     for turn in range(3) if several_processes() else [0]:
         result = together(function if turn == my_turn else lambda before=result: before)
     return result
@@ -117,6 +125,7 @@ def together(function: Callable[[], Result]) -> Result:
     except Exception as error:
         defect = error
         message = explain(error) or f"It failed: {error!r}"
+    # Everybody comes here, also after an error: a process that left would keep the others waiting.
     messages = gather(message)
     if defect is not None and not explain(defect):
         raise defect  # of ours, and deserves its traceback
@@ -134,6 +143,7 @@ def share_output_dir(args: TrainingArguments) -> None:
     Raises `AgreedError` where some machines share it and others do not: two would write over each other.
     """
     seen, number = _marks_seen(Path(args.output_dir))
+    # Each sees its own mark alone (a disk for each machine), or all of them (one disk for all).
     if set(seen) not in ({1}, {number}):
         raise AgreedError(
             f"output_dir: some machines of this run share {args.output_dir}, others do not. Give a folder that all of "
@@ -146,8 +156,10 @@ def share_output_dir(args: TrainingArguments) -> None:
 
 def _marks_seen(folder):
     """How many of the marks that one process of each machine leaves in the folder each process sees; their number."""
+    # A random name: marks of a killed run, or of another one in the same folder, do not count.
     own = f".machine-{secrets.token_hex(8)}" if PartialState().is_local_main_process else None
     marks = [mark for mark in gather(own) if mark]
+    # One machine: nothing is written, and no folder is made for the question.
     if len(marks) == 1:
         return [1], 1
 

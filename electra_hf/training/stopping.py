@@ -61,6 +61,7 @@ class CleanStop(TrainerCallback):
         self.is_stopping = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Answer signals from now on, and start the clock."""
         self.start = time.monotonic()
         self._sent = None
         # For a thread that was there before, and may be handed the signal.
@@ -93,7 +94,7 @@ class CleanStop(TrainerCallback):
         return torch.tensor([self.signal, int(is_late and state.global_step < state.max_steps)])
 
     def _decide(self, wish):
-        # Not by this process's own signal: it may have come after the wish that all have heard.
+        # By what all processes have heard, and not by this one's own signal, which may have come after that.
         received, is_late = wish.tolist()
         if received and not self.signal:
             self.signal, self.signal_time = received, time.monotonic()
@@ -122,6 +123,7 @@ class CleanStop(TrainerCallback):
         return wish
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """End the training here, with a checkpoint, if any process wishes it."""
         if several_processes():
             # What was sent at the end of the step before has come long ago: neither the device nor the others are
             # waited for. All processes hear the same, so all stop at the same step, the one after the signal's.
@@ -137,14 +139,17 @@ class CleanStop(TrainerCallback):
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
     ) -> None:
+        """Break off an evaluation of the training at a signal: raises `EvaluationStopped`."""
         if self.signal and control.should_evaluate:
             raise EvaluationStopped
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """End the training after this checkpoint, if a signal came while it was written."""
         if self._ask_all(state):  # it came during the save, which need not be done again
             control.should_training_stop = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """No second checkpoint and no evaluation in a run that is stopping."""
         if self.is_stopping:
             control.should_evaluate = control.should_save = False
 

@@ -15,6 +15,7 @@ class _Guarded:
         self.callback = callback
         self.is_working = True
 
+    # Not a subclass: each event that the Trainer may call, today or in a later version, goes through here.
     def __getattr__(self, event):
         def call(*args, **kwargs):
             if not self.is_working:
@@ -39,4 +40,6 @@ def guard_trackers(trainer: Trainer) -> None:
     """Put a guard in front of every tracker of a `Trainer`."""
     trackers = tuple(get_reporting_integration_callbacks(trainer.args.report_to))
     handler = trainer.callback_handler
+    # In their old places, since callbacks are called in the order of the list. Only trackers are guarded: an error of
+    # our own callbacks has to be seen.
     handler.callbacks = [_Guarded(each) if type(each) in trackers else each for each in handler.callbacks]

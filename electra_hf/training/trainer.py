@@ -65,6 +65,7 @@ class ElectraTrainer(Trainer):
                 "set it to 0."
             )
         super().__init__(model, args, data_collator=data_collator, **kwargs)
+        # Settled after the Trainer is made, which alone knows how many steps the run has.
         if args.generator_only_steps is None:
             args.generator_only_steps = self._steps_of_a_new_generator() if model.generator_is_new else 0
         guard_trackers(self)
@@ -72,12 +73,14 @@ class ElectraTrainer(Trainer):
         self.add_callback(OwnRandomStream())
         self.add_callback(TwoStages())
         self.add_callback(GoOn(self))
+        # On the device: a number asked for at each step would let the GPU wait for Python.
         self._train_metrics = PretrainingMetrics(args.device)
         self._findings = {}  # the kinds that the last log and the last evaluation found
         self._seconds_before = 0.0  # that earlier starts of this run have trained
         self._skipped_steps = torch.zeros((), device=args.device)
         self._skipped_in_a_row = torch.zeros((), device=args.device)
         self._manifest = None  # the checkpoint saved last, while another thread reads and flushes its bytes
+        # One thread: manifests are written in the order of their checkpoints.
         self._manifest_writer = ThreadPoolExecutor(max_workers=1)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
@@ -95,6 +98,7 @@ class ElectraTrainer(Trainer):
         if resume_from_checkpoint:
             max_steps = self._max_steps()
             state = TrainerState.load_from_json(Path(resume_from_checkpoint) / "trainer_state.json")
+            # The Trainer would train one step more before it looks at the number.
             if state.global_step >= max_steps:
                 self._load_from_checkpoint(resume_from_checkpoint)
                 self.state = state
@@ -113,6 +117,7 @@ class ElectraTrainer(Trainer):
         """Refuse, before anything is written, what this run cannot do: processes that differ, stages that would never
         end, or another run's checkpoint. Raises `InputError`."""
         max_steps = self._max_steps()
+        # The first thing of all: what follows may be refused by one process and not by another.
         check_agreement(lambda: describe_run(self, max_steps))
         for name, steps in (
             ("warmup_steps", self.args.get_warmup_steps(max_steps)),
@@ -124,6 +129,7 @@ class ElectraTrainer(Trainer):
                     + (", or a share of all steps such as 0.1." if name == "warmup_steps" else ".")
                 )
         rows = self.train_dataset.dataset if isinstance(self.train_dataset, Subset) else self.train_dataset
+        # The mean of means is the mean only where every part counts as many positions (rule 9).
         parts = self.args.gradient_accumulation_steps * self.args.world_size
         if parts > 1 and not isinstance(rows, PackedRows):
             raise InputError(
@@ -140,21 +146,26 @@ class ElectraTrainer(Trainer):
 
     def _max_steps(self):
         """Steps of the whole run, as the Trainer will count them."""
+        # By the library's own count, which knows accumulation, processes and the last part of an epoch.
         *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
         return max_steps
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The pair's loss, a scalar, and its output too if `return_outputs`; the metrics gain the batch."""
         output = model(**inputs)
+        # An evaluation in the middle of training must not add to the training's sums.
         metrics = self._train_metrics if model.training else self._evaluation_metrics
         metrics.update(output)
         return (output.loss, output) if return_outputs else output.loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as the Trainer does, with what the pair has counted since the last log."""
         if "loss" in logs:
             logs.update(self._training_metrics_since_last_log() | self._check_skipped_steps())
         if "train_runtime" in logs:
             # All starts of the run together; the Trainer counts the last one alone.
             logs["train_runtime"] += self._seconds_before
+            # The Trainer divides by the steps since the resume, though the sum is that of all steps.
             logs["train_loss"] = self._total_loss_scalar / max(1, self.state.global_step)
             logs |= self._speed(logs["train_runtime"])
         super().log(logs, start_time)
@@ -169,6 +180,7 @@ class ElectraTrainer(Trainer):
         return {"train_tokens": tokens, "train_tokens_per_second": tokens / seconds if seconds else 0.0}
 
     def floating_point_ops(self, inputs: dict) -> float:
+        """Operations that training spends on the `input_ids` (B, L) of a batch, by `flops_per_token`."""
         # The Trainer's own count walks over all modules at every micro-batch, and leaves attention out.
         input_ids = inputs["input_ids"]
         return input_ids.numel() * flops_per_token(self.model.config, input_ids.shape[1], self.model.generator_only)
@@ -194,11 +206,13 @@ class ElectraTrainer(Trainer):
             for parameter in resting_parameters(self.accelerator.unwrap_model(self.model)):
                 parameter.grad = None
         self._skipped_steps += is_broken
+        # Times 0 or 1: a good step sets the row back to 0, without a question to the device.
         self._skipped_in_a_row = (self._skipped_in_a_row + 1) * is_broken
         return grad_norm
 
     def _check_skipped_steps(self):
         skipped, in_a_row = int(self._skipped_steps), int(self._skipped_in_a_row)
+        # Seen at a log, so the run may go on for some steps; the weights do not change meanwhile.
         if in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise FloatingPointError(
                 f"The last {in_a_row} steps had a loss or gradient that is not finite. {self._where_to_go_on()}"
@@ -218,6 +232,7 @@ class ElectraTrainer(Trainer):
         if self.optimizer is not None:
             states = self.optimizer.optimizer.state.values()
             tensors += [value for state in states for value in state.values() if torch.is_tensor(value)]
+        # One sum of all, so that the device is waited for once and not once per tensor.
         broken = torch.stack([~torch.isfinite(tensor).all() for tensor in tensors]).sum()
         if broken:
             raise FloatingPointError(
@@ -232,9 +247,11 @@ class ElectraTrainer(Trainer):
         self._train_metrics.reset()
         now, step = time.perf_counter(), self.state.global_step
         last_time, last_step = getattr(self, "_last_log", (None, step))
+        # The first log after a start has no time to compare with, and it would count the compiler's work.
         if last_time is not None and step > last_step:
             metrics["tokens_per_second"] = self._tokens_per_step() * (step - last_step) / (now - last_time)
         self._last_log = (now, step)
+        # During warm-up every discriminator is at chance, and that is no finding.
         if metrics and step >= self.args.get_warmup_steps(self.state.max_steps):
             self._warn("training", diagnose(metrics))
         return metrics
@@ -243,6 +260,7 @@ class ElectraTrainer(Trainer):
         """Tell each kind of finding once, and again when it is over. `source`: training or evaluation."""
         if self.model.generator_only:  # a discriminator that does not run yet is no finding
             return
+        # By kind and not by text: the numbers in the text change at each log, and each would be told again.
         before = set().union(*self._findings.values())
         self._findings[source] = set(findings)
         now = set().union(*self._findings.values())
@@ -273,6 +291,7 @@ class ElectraTrainer(Trainer):
         return super()._get_train_sampler(train_dataset)
 
     def get_train_dataloader(self) -> DataLoader:
+        """As the Trainer's, with workers that outlive the signals that end a run."""
         loader = super().get_train_dataloader()
         protect_workers(loader.base_dataloader)
         return loader
@@ -282,6 +301,7 @@ class ElectraTrainer(Trainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         size = self.args.eval_batch_size
         batches = [range(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)]
+        # Batches and not rows: a batch, and the draw that its number seeds, is the same for any number of processes.
         mine = batches[self.args.process_index :: self.args.world_size]
         return DataLoader(dataset, batch_sampler=mine, collate_fn=self.data_collator)
 
@@ -296,9 +316,11 @@ class ElectraTrainer(Trainer):
         self._evaluation_metrics = metrics = PretrainingMetrics(self.args.device, width)
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         is_stopped = torch.zeros((), device=self.args.device)
+        # The stream is put back at the end: how often a run evaluates must not change what it learns.
         with torch.no_grad(), torch.random.fork_rng(devices), self.compute_loss_context_manager():
             try:
                 for number, batch in enumerate(dataloader):
+                    # The number of the batch among those of all processes.
                     torch.manual_seed(self.args.process_index + number * self.args.world_size)
                     self.compute_loss(model, self._prepare_inputs(batch))
                     self.callback_handler.on_prediction_step(self.args, self.state, self.control)
@@ -311,6 +333,7 @@ class ElectraTrainer(Trainer):
         metrics.reduce(self.accelerator)
         values = metrics.compute()
         config = model.config
+        # From the means of all batches: batches of different length would otherwise count alike.
         values["loss"] = config.generator_weight * values.get(
             "generator_loss", 0.0
         ) + config.discriminator_weight * values.get("discriminator_loss", 0.0)
@@ -340,6 +363,7 @@ class ElectraTrainer(Trainer):
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if has_manifest(folder):  # this step's own: `clear_way` has moved every other
             return
+        # The Trainer would delete the oldest checkpoint before the new one is complete; `rotate` does it afterwards.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         with disk_faults_told(self.args.output_dir):
             try:
@@ -349,17 +373,20 @@ class ElectraTrainer(Trainer):
                 self.args.save_total_limit = limit
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                # The order matters: all files, then the mark that names them, then the manifest with their hashes.
                 save_identity(folder, describe_run(self, self.state.max_steps))
                 mark_written(folder)
                 self._manifest = self._manifest_writer.submit(self._complete, folder, limit)
 
     def _complete(self, folder, limit):
+        # In this order: an older checkpoint goes only when the new one can stand in for it.
         write_manifest(folder)
         rotate(self.args.output_dir, limit)
 
     def _wait_for_manifest(self):
         if self._manifest is not None:
             with disk_faults_told(self.args.output_dir):
+                # Asks for the result, so that an error of that thread is not lost.
                 self._manifest.result()
             self._manifest = None
 
@@ -370,6 +397,7 @@ class ElectraTrainer(Trainer):
         `discriminator_warmup_steps`: Adam knows nothing of its gradients yet, and first steps at the full rate would
         undo what a published one knows, or push all tokens into one direction.
         """
+        # Given by the user, or made before: it stays as it is.
         if self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
         warmup_steps = max(1, self.args.get_warmup_steps(num_training_steps))
@@ -381,6 +409,7 @@ class ElectraTrainer(Trainer):
             return min(1.0, (step - waking + 1) / steps) if waking and steps and step >= waking else 1.0
 
         def factor(step):
+            # The scheduler counts from 0, and a first step at a rate of 0 would be lost.
             first = min(1.0, (step + 1) / warmup_steps)
             return first * second_warmup(step) * max(0.0, 1 - step / num_training_steps)
 
