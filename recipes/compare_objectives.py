@@ -17,6 +17,7 @@ import torch
 
 from electra_hf import ElectraTrainer
 from electra_hf.errors import InputError
+from electra_hf.files import write_json
 from electra_hf.model.building import build_pair
 from electra_hf.model.configuration import ElectraPretrainingConfig
 from electra_hf.model.flops import flops_per_token
@@ -122,7 +123,7 @@ def check_same_comparison(args):
                 f"{settings[name]}. Restore them to go on with its runs, or choose another output_dir."
             )
     output_dir.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(file, settings)
 
 
 def read_settings(key, path):
@@ -259,7 +260,7 @@ def read_json(path):
 def report(args, results, seeds):
     """Write comparison.json, .md and .png, and print the table."""
     output_dir = Path(args.output_dir)
-    (output_dir / "comparison.json").write_text(json.dumps({"seeds": seeds, "results": results}, indent=2) + "\n")
+    write_json(output_dir / "comparison.json", {"seeds": seeds, "results": results})
     table = format_table(args.budget, seeds, results)
     (output_dir / "comparison.md").write_text(table, encoding="utf-8")
     draw_comparison(results, SCORE, output_dir / "comparison.png")

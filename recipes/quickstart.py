@@ -20,6 +20,7 @@ import torch
 from transformers import AutoTokenizer, ElectraForPreTraining
 from transformers.utils import logging
 
+from electra_hf.errors import InputError
 from electra_hf.recipe import parse_arguments, run_recipe
 from electra_hf.text.corpus import load_corpus
 
@@ -64,7 +65,7 @@ def main(arguments):
     for folder, from_scratch in (("tagger", "false"), ("untrained", "true")):
         fine_tune(output, folder, from_scratch, arguments)
 
-    report(output, corpus_args)
+    report(output, corpus_args, arguments.packages)
 
 
 def pretrain_on(text, output_dir, arguments):
@@ -93,13 +94,17 @@ def shown(arguments):
     return ["--log_level", "info"] if arguments.verbose else []
 
 
-def report(output, corpus_args):
+def report(output, corpus_args, packages):
     """One small table, and sentences with the word marked that the discriminator finds most suspicious."""
     pretraining, tagger, untrained = (
         json.loads((output / folder / "metrics.json").read_text()) for folder in ("pretrain", "tagger", "untrained")
     )
     # The held-out part, which pretraining has not read. `pretrain.py` has prepared it, so it is only opened here.
     marks = mark_replaced_words(output / "pretrain/discriminator", load_corpus(corpus_args)[0]["test"]["text"])
+    if not marks:
+        raise InputError(
+            f"packages: no held-out sentence of {' '.join(packages)} has 8 to 16 words. Name more packages."
+        )
     # By chance every word of a sentence is marked equally often.
     right, chance = mean(mark.is_right for mark in marks), mean(1 / len(mark.words) for mark in marks)
     majority = pretraining["eval_rtd_majority_baseline"]
@@ -168,6 +173,8 @@ def mark_replaced_words(folder: Path, texts: list[str], at_most: int = 400) -> l
             place = draw.choice(places)
             # Ten draws at once: one of them at least is nearly always another word.
             others = [word for word in draw.choices(vocabulary, k=10) if word != words[place]]
+            if not others:
+                continue
             replaced = [*words[:place], others[0], *words[place + 1 :]]
             if suspicion := suspicion_of(replaced, tokenizer, model):
                 marked = max(range(len(words)), key=suspicion.__getitem__)

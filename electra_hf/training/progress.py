@@ -33,7 +33,6 @@ class PlainProgress(ProgressCallback):
 
     def on_prediction_step(self, args, state, control, **kwargs):
         """Nothing: an evaluation has no bar."""
-        pass
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Write the line of a log, on the first process alone."""
