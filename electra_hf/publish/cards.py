@@ -247,7 +247,9 @@ def _base_model(recipe):
     if recipe.get("from_scratch"):
         return None
     # A folder of this machine means nothing on the Hub; its repository there does, if it was pushed.
-    return published_name(start) if start and Path(start).is_dir() else start
+    # What cannot be a name on the Hub is a folder, too, though it has moved since: its path is nobody's business.
+    is_local = start and (Path(start).is_dir() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", start))
+    return published_name(start) if is_local else start
 
 
 def _metadata(template, values):

@@ -257,6 +257,14 @@ def test_a_local_base_model_is_named_by_the_repository_its_own_card_names(run, t
     assert metadata(fill_tagger_card(tagger))["base_model"] == "me/x-discriminator"
 
 
+@pytest.mark.parametrize("start", ["/home/me/secret/discriminator", "../gone/run/discriminator", "~/gone", "a/b/c"])
+def test_a_folder_that_is_not_there_any_more_is_no_base_model(tagger, start):
+    recipe = yaml.safe_load((tagger / "recipe.yaml").read_text())
+    (tagger / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"model_name_or_path": start}))
+    card = fill_tagger_card(tagger)
+    assert "base_model" not in metadata(card)
+
+
 def test_random_weights_have_no_base_model(tagger):
     (tagger / "recipe.yaml").write_text(yaml.safe_dump({"model_name_or_path": "me/electra-eo", "from_scratch": True}))
     path = fill_tagger_card(tagger)
