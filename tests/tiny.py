@@ -37,6 +37,23 @@ def sharded(ids, folder, sizes):
     return ShardedRows(concatenate_datasets(shards))
 
 
+def save_discriminator(folder, texts, vocab_size, length, num_hidden_layers=1):
+    """Save a random discriminator of some thousand parameters with a tokenizer of its own, trained on the texts."""
+    from transformers import ElectraConfig, ElectraForPreTraining
+
+    from electra_hf.text.tokenization import save_tokenizer, train_tokenizer
+
+    tokenizer = train_tokenizer(texts, vocab_size=vocab_size, model_max_length=length)
+    torch.manual_seed(0)
+    config = ElectraConfig(
+        vocab_size=len(tokenizer), embedding_size=16, hidden_size=32, num_hidden_layers=num_hidden_layers,
+        num_attention_heads=2, intermediate_size=64, max_position_embeddings=length, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0, initializer_range=0.1,
+    )  # fmt: skip
+    ElectraForPreTraining(config).save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+
+
 def by_row(size, device=None):
     """In place of `torch.rand`: draws that depend on the row alone, so that a batch and its parts see the same."""
     return torch.full(size, 0.5) if size[-1] == 1 else torch.linspace(0, 0.999, size[-1]).expand(size)

@@ -7,7 +7,7 @@ from pathlib import Path
 from electra_hf.addresses import public_text
 from electra_hf.publish.cards import RESULTS, describe_model
 
-# A score alone says little: about 94 % of the tokens are original, so always answering “original” looks good. By key
+# A score alone says little: most tokens are original, so always answering “original” looks good. By key
 # of the score: what the baseline is called, and its value or the key of that in metrics.json.
 BASELINES = {
     "eval_rtd_auc": ("by chance", 0.5),

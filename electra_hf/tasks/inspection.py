@@ -322,6 +322,8 @@ def tag_words(reader: Reader, text: str) -> list[Word]:
     words = [text[start:end] for start, end in spans]
     # Tags and lines are placeholders: the windows of the recipe want a whole sentence.
     sentence = TaggedSentence(words, [""] * len(words), "text", [0] * len(words))
+    if getattr(reader.model.config, "running_text", False):  # it was trained on words as they stand in their text
+        sentence.text, sentence.spans = text, spans
     tagged = {}
     # The recipe's own windows, so that the page says what the scores were measured on.
     for window in make_windows([sentence], reader.tokenizer, {}, reader.max_length):

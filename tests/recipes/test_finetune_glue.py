@@ -5,9 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import ElectraConfig, ElectraForPreTraining
-
-from electra_hf.text.tokenization import save_tokenizer, train_tokenizer
+from tiny import save_discriminator
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["good fine kind warm", "bad poor mean cold"]
@@ -36,14 +34,7 @@ def inputs(tmp_path_factory):
         for part in ("train", *(["dev_matched", "dev_mismatched"] if task == "MNLI" else ["dev"])):
             content = "\n".join([header] * bool(header) + rows) + "\n"
             (folder / "glue" / task / f"{part}.tsv").write_text(content)
-    tokenizer = train_tokenizer(TEXTS, vocab_size=64, model_max_length=16)
-    torch.manual_seed(0)
-    config = ElectraConfig(
-        vocab_size=len(tokenizer), embedding_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16, max_position_embeddings=16,
-    )  # fmt: skip
-    ElectraForPreTraining(config).save_pretrained(folder / "discriminator")
-    save_tokenizer(tokenizer, folder / "discriminator")
+    save_discriminator(folder / "discriminator", TEXTS, vocab_size=64, length=16)
     return folder
 
 

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import datasets
 import pytest
-import torch
-from transformers import AutoTokenizer, ElectraConfig, ElectraForPreTraining
+from tiny import save_discriminator
+from transformers import AutoTokenizer
 
 from electra_hf.publish.cards import address_card
 from electra_hf.publish.hub import select_files
-from electra_hf.text.tokenization import save_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 FLAGS = "--use_cpu true --disable_tqdm true --learning_rate 5e-3 --layerwise_lr_decay 1.0 --max_length 24".split()
@@ -51,15 +50,9 @@ def inputs(tmp_path_factory):
     write(folder / "test.json", make_articles(12, seed=2))
     write(folder / "train2.json", make_articles(80, seed=3, without=40))
     write(folder / "test2.json", make_articles(20, seed=4, without=10))
-    tokenizer = train_tokenizer([" ".join([*FILLERS, *COLOURS, QUESTION])] * 3, vocab_size=128, model_max_length=32)
-    torch.manual_seed(0)
-    config = ElectraConfig(
-        vocab_size=len(tokenizer), embedding_size=16, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=64, max_position_embeddings=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-        initializer_range=0.1,
-    )  # fmt: skip
-    ElectraForPreTraining(config).save_pretrained(folder / "discriminator")
-    save_tokenizer(tokenizer, folder / "discriminator")
+    save_discriminator(
+        folder / "discriminator", [" ".join([*FILLERS, *COLOURS, QUESTION])] * 3, vocab_size=128, length=32
+    )
     return folder
 
 

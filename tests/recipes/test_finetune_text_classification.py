@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, ElectraConfig, ElectraForPreTraining, pipeline
-
-from electra_hf.text.tokenization import save_tokenizer, train_tokenizer
+from tiny import save_discriminator
+from transformers import AutoTokenizer, pipeline
 
 ROOT = Path(__file__).parents[2]
 GOOD, BAD = ("good fine kind warm", "bad poor mean cold")
@@ -36,15 +35,7 @@ def inputs(tmp_path_factory):
         header = ["text", "label"] if len(rows[0]) == 2 else ["sentence1", "sentence2", "label"]
         lines = ["\t".join(row) for row in (header, *rows)]
         (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
-    tokenizer = train_tokenizer([GOOD, BAD], vocab_size=64, model_max_length=32)
-    torch.manual_seed(0)
-    config = ElectraConfig(
-        vocab_size=len(tokenizer), embedding_size=16, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=64, max_position_embeddings=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-        initializer_range=0.1,
-    )  # fmt: skip
-    ElectraForPreTraining(config).save_pretrained(folder / "discriminator")
-    save_tokenizer(tokenizer, folder / "discriminator")
+    save_discriminator(folder / "discriminator", [GOOD, BAD], vocab_size=64, length=32)
     return folder
 
 

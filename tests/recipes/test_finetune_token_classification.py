@@ -4,13 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
+from tiny import save_discriminator
 from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
-    ElectraConfig,
-    ElectraForPreTraining,
     TrainingArguments,
     pipeline,
 )
@@ -37,21 +35,8 @@ def inputs(tmp_path_factory):
     for name, sentences in (("train.txt", SENTENCES * 8), ("test.txt", TEST)):
         lines = [sentence.replace(" ", "\n").replace("/", " ") + "\n" for sentence in sentences]
         (folder / name).write_text("\n".join(lines))
-    tokenizer = train_tokenizer([s.replace("/", " ") for s in SENTENCES], vocab_size=64, model_max_length=64)
-    torch.manual_seed(0)
-    config = ElectraConfig(
-        vocab_size=len(tokenizer),
-        embedding_size=16,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    ElectraForPreTraining(config).save_pretrained(folder / "discriminator")
-    save_tokenizer(tokenizer, folder / "discriminator")
+    words = [sentence.replace("/", " ") for sentence in SENTENCES]
+    save_discriminator(folder / "discriminator", words, vocab_size=64, length=64, num_hidden_layers=2)
     return folder
 
 

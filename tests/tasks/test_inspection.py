@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from electra_hf.errors import InputError
+from electra_hf.tasks import predicting
 from electra_hf.tasks.alignment import cut_windows
 from electra_hf.tasks.inspection import (
     classify_text,
@@ -289,6 +290,17 @@ def test_the_tags_are_those_of_the_code_on_the_card(runs):
         assert word.tags[0][0] == reader.model.config.id2label[expected.argmax().item()]
         assert dict(word.tags)["VERB"] == pytest.approx(expected[1].item(), abs=1e-6)
         assert sum(probability for _, probability in word.tags) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("running_text", [True, False])
+def test_a_tagger_reads_the_text_on_the_page_as_it_was_trained_to(runs, running_text):
+    reader = open_reader(runs / "tagger")
+    reader.model.config.running_text = running_text
+    # Word by word, every word begins a token of its own; in running text "adogtoday," has no such borders.
+    text = "(adogtoday, and) " + TEXT * 3
+    words = [text[start:end] for start, end in split_words(text)]
+    expected = predicting.tag_words(words, reader.model, reader.tokenizer, text)
+    assert [word.tags[0][0] for word in tag_words(reader, text)] == expected
 
 
 def test_every_word_of_a_long_text_has_a_tag(runs):
