@@ -17,6 +17,8 @@ _SUMS = (
     *("scored", "discriminator_loss"),
     *("tokens_correct",),  # where the discriminator predicts tokens
     *("detected", "correct", "truly_replaced", "predicted_replaced", "correctly_replaced"),  # where it detects
+    # With a generator: where it read [MASK]. Elsewhere it may copy what it reads, and its loss falls by copying alone.
+    *("masked", "mask_loss"),  # last: checkpoints of earlier versions hold the sums before
 )
 
 
@@ -49,6 +51,8 @@ class PretrainingMetrics:
             counts["generator_loss"] = output.generator_loss.detach().double() * selected
             counts["generator_correct"] = (output.generator_is_right & output.is_selected).sum()
             counts["replaced"] = (output.is_replaced & output.is_real).sum()
+            counts["masked"] = output.is_masked.sum()
+            counts["mask_loss"] = (output.generator_losses.double() * output.is_masked).sum()
         if output.is_right is not None:
             counts["tokens_correct"] = (output.is_right & output.is_scored).sum()
         if output.discriminator_logits is not None:
@@ -120,6 +124,8 @@ class PretrainingMetrics:
             metrics["generator_loss"] = count["generator_loss"] / count["selected"]
             metrics["generator_accuracy"] = count["generator_correct"] / count["selected"]
             metrics["replaced_share"] = count["replaced"] / count["tokens"]
+        if count["masked"]:
+            metrics["generator_mask_loss"] = count["mask_loss"] / count["masked"]
         if count["scored"]:
             metrics["discriminator_loss"] = count["discriminator_loss"] / count["scored"]
         if count["detected"]:
@@ -186,10 +192,12 @@ def _area_under_curve(original: Tensor, replaced: Tensor) -> float:
     return (wins / pairs).item() if pairs > 0 else 0.5
 
 
+_OFF_THE_PLATEAU = 0.25  # nats below the unigram entropy; a discriminator begins to learn then (esperanto_small)
 _COLLAPSED = 2.0  # effective rank below which a last layer says little more than one number of each token
 
 # What is told when a finding of `diagnose` is over.
 FINDING_IS_OVER = {
+    "plateau": "The generator has left the unigram plateau: it guesses from context now.",
     "no better than the majority": "The discriminator has become better than always giving the more frequent answer.",
     "generator too good": "The generator is no longer too good: there is enough to detect again.",
     "collapsed": "The discriminator's last layer tells tokens apart in several directions again.",
@@ -199,17 +207,27 @@ FINDING_IS_OVER = {
 def diagnose(metrics: dict[str, float]) -> dict[str, str]:
     """What the numbers say where the pair does not learn (REFERENCE section 1, the usual failures).
 
-    Returns findings in plain words by their kind, one of `FINDING_IS_OVER`.
+    `metrics` may hold `unigram_entropy`, in nats: where a generator should have learned more than how frequent each
+    token is. Returns findings in plain words by their kind, one of `FINDING_IS_OVER`.
     """
     findings = {}
+    loss, entropy = metrics.get("generator_mask_loss", 0.0), metrics.get("unigram_entropy", float("inf"))
+    if loss > entropy - _OFF_THE_PLATEAU:
+        findings["plateau"] = (
+            f"The generator is on the unigram plateau: where it reads [MASK] its loss is {loss:.2f}, and to know "
+            f"nothing but how frequent each token is gives {entropy:.2f}. Nothing that it writes can be told by its "
+            "context yet. If it stays there: shorter rows (`max_length: 32`) together with an `initializer_range` of "
+            "1/sqrt(hidden_size) for the generator ended this for 52,000 words, with 2,048 tokens a step and a rate "
+            "of 1e-3 (recipes/esperanto_small/README.md)."
+        )
     auc = metrics.get("rtd_auc", 1.0)
     if auc < 0.6 and metrics["rtd_accuracy"] <= metrics["rtd_majority_baseline"]:
         accuracy, baseline = metrics["rtd_accuracy"], metrics["rtd_majority_baseline"]
         findings["no better than the majority"] = (
             f"The discriminator is no better than always giving the more frequent answer (accuracy {accuracy:.3f}, "
             f"majority {baseline:.3f}; AUC {auc:.2f}, chance 0.50): it would teach a tagger little. Train longer, or "
-            "look at the learning rate, the vocabulary and `initializer_range` (recipes/README.md has a table of what "
-            "helped)."
+            "let the generator learn first (`generator_only_steps`) and the rate rise slowly after it "
+            "(`discriminator_warmup_steps`); recipes/README.md has tables of what helped."
         )
     if metrics.get("generator_accuracy", 0.0) > 0.8 or metrics.get("replaced_share", 1.0) < 0.02:
         findings["generator too good"] = (

@@ -46,7 +46,8 @@ class ElectraForPretrainingOutput(ModelOutput):
 
     loss, generator_loss, discriminator_loss: scalars, the latter two unweighted means.
     selected_positions (B, K) int64 and is_selected (B, K) bool: what the generator had to guess (see
-    `corruption.select_positions`); generator_is_right (B, K) bool: where its most probable token is the original.
+    `corruption.select_positions`); generator_is_right (B, K) bool: where its most probable token is the original;
+    generator_losses (B, K) fp32, without gradient; is_masked (B, K) bool: where it read `[MASK]` there.
     corrupted_ids (B, L) int64: what the discriminator saw; is_replaced (B, L) bool: which of them differ.
     discriminator_logits (B, L): > 0 means "replaced"; None where the objective predicts tokens.
     is_real (B, L) bool: False on padding.
@@ -62,6 +63,8 @@ class ElectraForPretrainingOutput(ModelOutput):
     selected_positions: Tensor | None = None
     is_selected: Tensor | None = None
     generator_is_right: Tensor | None = None
+    generator_losses: Tensor | None = None
+    is_masked: Tensor | None = None
     corrupted_ids: Tensor | None = None
     is_replaced: Tensor | None = None
     discriminator_logits: Tensor | None = None
@@ -115,6 +118,8 @@ class ElectraForPretraining(PreTrainedModel):
         self.generator_is_new = False  # beside a published discriminator: it has to learn alone first
         # Last: it starts the weights and ties them, and so has to see the final modules.
         self.post_init()
+        # A checkpoint has one copy of what is shared; else the Trainer warns at each resume of the "missing" others.
+        self._keys_to_ignore_on_save = set(self.all_tied_weights_keys)
 
     @classmethod
     def published_config(
@@ -209,9 +214,13 @@ class ElectraForPretraining(PreTrainedModel):
         # No gradient flows back through the sample (rule 5).
         samples = sample_tokens(logits, probabilities, self.config.sampling_temperature).view_as(targets)
         corrupted_ids, is_replaced = corrupt(input_ids, selected_positions, is_selected, samples)
+        is_masked = masked_ids.gather(1, selected_positions) == self.config.mask_token_id
+        losses = losses.view_as(targets)
         return {
-            "generator_loss": mean_where(losses.view_as(targets), is_selected),
+            "generator_loss": mean_where(losses, is_selected),
             "generator_is_right": is_right.view_as(targets),
+            "generator_losses": losses.detach(),
+            "is_masked": is_masked & is_selected,
             "corrupted_ids": corrupted_ids,
             "is_replaced": is_replaced,
         }

@@ -1,7 +1,7 @@
 """Texts to rows of exactly L token ids, written once, memory-mapped, and fetched a batch at a time."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -214,6 +214,21 @@ class PackedRows(torch.utils.data.Dataset):
         for row, chunk, offset in zip(batch, chunks.tolist(), offsets.tolist(), strict=True):
             row[:] = self._chunks[chunk][offset]
         return torch.from_numpy(batch)
+
+
+def unigram_entropy(batches: Iterable[torch.Tensor], ignored_ids: list[int]) -> float:
+    """The entropy of a single token, in nats: the loss of a model that knows how frequent each token is, no more.
+
+    `batches` hold ids of any shape, int64, of which `ignored_ids` do not count. Few rows give a little less than the
+    truth, because rare tokens are missing there.
+    """
+    counts = torch.zeros(max(ignored_ids) + 1, dtype=torch.long)
+    for ids in batches:
+        more = torch.bincount(ids.flatten(), minlength=len(counts))
+        more[: len(counts)] += counts
+        counts = more
+    counts[ignored_ids] = 0
+    return torch.special.entr(counts / counts.sum()).sum().item()
 
 
 def check_rows(rows: PackedRows, batch_size: int) -> None:

@@ -100,7 +100,7 @@ def load_totals(trainer: Trainer) -> None:
     trainer._tr_loss, trainer._total_loss_scalar = totals["loss"], float(totals["logged_loss"])
     trainer._globalstep_last_logged = int(totals["last_logged"])
     metrics = trainer._train_metrics
-    metrics.sums = totals["metrics"]
+    metrics.sums[: len(totals["metrics"])] = totals["metrics"]  # an earlier version counted less
     metrics.histograms[totals["bins"]] = totals["counts"]
     metrics.center_and_scale = totals["center_and_scale"]
     trainer._skipped_steps, trainer._skipped_in_a_row = totals["skipped"], totals["skipped_in_a_row"]

@@ -21,6 +21,8 @@ def batch(rows=8, length=32, seed=0, spread=2.0):
         selected_positions=positions,
         is_selected=torch.ones_like(positions, dtype=torch.bool),
         generator_is_right=is_right,
+        generator_losses=torch.full(positions.shape, 4.0),
+        is_masked=torch.ones_like(positions, dtype=torch.bool),
         is_replaced=is_replaced,
         discriminator_logits=logits,
         is_scored=torch.ones_like(is_replaced),
@@ -45,7 +47,7 @@ def test_the_metrics_equal_those_of_scikit_learn_over_all_batches():
     assert values["rtd_accuracy"] == pytest.approx(((logits > 0) == labels).double().mean().item())
     assert values["rtd_majority_baseline"] == pytest.approx(1 - labels.double().mean().item())
     assert values["replaced_share"] == pytest.approx(labels.double().mean().item())
-    assert values["generator_loss"] == pytest.approx(4.0)
+    assert values["generator_loss"] == values["generator_mask_loss"] == pytest.approx(4.0)
     assert values["generator_accuracy"] == pytest.approx(0.8)
 
 
@@ -213,3 +215,20 @@ def test_the_area_under_the_curve_takes_no_running_sum_of_floating_point_numbers
     # Of 12 pairs the one in the middle wins 3 and is even in 1, the two on the right win 4 each.
     assert _area_under_curve(original, replaced) == pytest.approx((3 + 0.5 + 2 * 4) / 12)
     assert summed == [torch.int64]
+
+
+def test_the_loss_where_the_generator_reads_a_mask_counts_apart():
+    output = batch()
+    output.generator_losses = torch.arange(output.is_selected.numel(), dtype=torch.float32).view_as(output.is_selected)
+    output.is_masked = output.generator_losses % 3 == 0
+    metrics = PretrainingMetrics("cpu")
+    metrics.update(output)
+    expected = output.generator_losses[output.is_masked].double().mean().item()
+    assert metrics.compute()["generator_mask_loss"] == pytest.approx(expected)
+
+
+def test_a_generator_that_knows_only_how_frequent_tokens_are_is_named_with_what_ends_it():
+    (finding,) = diagnose(healthy(generator_mask_loss=7.2, unigram_entropy=7.3)).values()
+    assert "7.20" in finding and "7.30" in finding and "max_length: 32" in finding and "initializer_range" in finding
+    assert diagnose(healthy(generator_mask_loss=7.0, unigram_entropy=7.3)) == {}
+    assert diagnose(healthy(generator_mask_loss=7.2)) == {}  # too early to say

@@ -3,7 +3,9 @@
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 from safetensors.torch import load_file
 from test_kill import interrupt
@@ -83,6 +85,17 @@ def test_rule_15_the_learning_rate_is_a_linear_decay_times_the_warm_up(make_trai
 def test_a_warning_in_plain_words_names_a_discriminator_at_the_majority(make_trainer, caplog):
     make_trainer(max_steps=2, logging_steps=2).train()
     assert "no better than always giving the more frequent answer" in caplog.text
+
+
+def test_a_plateau_is_told_when_a_tenth_of_the_run_is_over_and_not_before(make_trainer):
+    trainer = make_trainer(max_steps=30, logging_steps=1, learning_rate=1e-9, warmup_steps=1)
+    told = {}
+    trainer._warn = lambda source, findings: told.setdefault(trainer.state.global_step, "plateau" in findings)
+    trainer.train()
+    assert [told[step] for step in (1, 2, 3, 4, 30)] == [False, False, True, True, True]
+    ids = np.concatenate([row["input_ids"] for row in trainer.train_dataset])
+    _, counts = np.unique(ids[~np.isin(ids, trainer.model.config.special_token_ids)], return_counts=True)
+    assert trainer._unigram_entropy == pytest.approx(scipy.stats.entropy(counts))
 
 
 def test_batch_and_accumulation_trade_against_each_other_without_changing_the_result(make_trainer, draws_by_row):
