@@ -116,7 +116,7 @@ def packed_rows(tmp_path_factory):
     begin(job)
     for name, stage in STAGES.items():
         for task in range(stage.tasks(job)):
-            run_task(job.folder, name, task)
+            run_task(job, name, task)
     seal(job)
     (place / "rows" / "notes.txt").write_text(f"a file of the user that holds {TOKEN}")
     return place / "rows"
