@@ -321,6 +321,31 @@ def test_on_ray_the_fault_of_this_start_is_told_and_not_that_of_an_earlier_one(f
     assert run_recipe("prepare_shards.py", *flags).returncode == 0
 
 
+@pytest.fixture
+def ray_cluster(monkeypatch):
+    """Ray on this machine, with room for two tasks; a busy machine takes long to start it."""
+    ray = pytest.importorskip("ray", reason="needs `pip install ray`")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    settings = {"raylet_start_wait_time_s": 300, "gcs_server_request_timeout_seconds": 300}
+    small = {"object_store_memory": 100 << 20, "include_dashboard": False, "log_to_driver": False}
+    ray.init("local", num_cpus=2, _system_config=settings, **small)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # a process for each task, which all import everything
+def test_ray_makes_the_same_shards_and_tells_the_fault_of_a_task(shards, run_recipe, ray_cluster):
+    flags = {"executor": "ray", "workers": 2, "memory_gb": 1}
+    (shards / "b.jsonl").write_text('{"text": "unu"}\n{"text": \n')
+    result = run_recipe("prepare_shards.py", *prepare_flags(shards, output_dir=shards / "ray", **flags))
+    assert result.returncode == 0, result.stderr
+    assert "clean: 3 tasks" in result.stdout and content(shards / "ray") == content(shards / "shards")
+    broken = {"corpus_files": shards / "b.jsonl", "output_dir": shards / "broken"}
+    result = run_recipe("prepare_shards.py", *prepare_flags(shards, **broken, **flags))
+    check_refused(result, "b.jsonl, line 2: not one JSON object per line")
+
+
 @pytest.mark.slow
 def test_workers_end_with_the_process_that_started_them_and_the_next_one_goes_on(shards):
     expected = content(shards / "shards")
