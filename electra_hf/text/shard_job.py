@@ -63,7 +63,11 @@ class ShardArguments:
             )
         # It is among the choices although it is not built, so that the message can name those that are.
         if self.executor == "jobs":
-            raise InputError("executor: jobs is not built yet. Take local, slurm or ray.")
+            raise InputError(
+                "executor: jobs is not built. The Jobs of Hugging Face share no disk, and the stages hand each other "
+                "files in output_dir. Take local, slurm or ray; or take one Job, with --executor local and "
+                "--hub_dataset_id user/name in it (recipes/SHARDS.md has the command)."
+            )
         if self.dry_run and self.executor != "slurm":
             raise InputError(f"dry_run: the executor {self.executor} submits nothing that could be printed.")
         self.own_tasks = range(self.task_offset, last)

@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import fsspec
 import psutil
 import pytest
 import yaml
@@ -101,6 +102,21 @@ def test_shards_are_trained_from_with_the_settings_that_made_them(shards, run_re
     assert content(made) == before
 
 
+def test_a_run_from_rows_at_an_address_is_the_run_from_their_folder(shards, run_recipe):
+    storage = fsspec.filesystem("memory")
+    storage.put(str(shards / "shards"), "/rented/rows", recursive=True)
+    try:
+        addressed = {"packed_rows": "memory://rented/rows", "data_cache_dir": shards / "cache"}
+        for name, settings in (("here", {}), ("there", addressed)):
+            result = run_recipe("pretrain.py", *pretrain_flags(shards, output_dir=shards / name, **settings))
+            assert result.returncode == 0, result.stderr
+    finally:
+        storage.rm("/rented", recursive=True)
+    models = [(shards / name / "discriminator" / "model.safetensors").read_bytes() for name in ("here", "there")]
+    assert models[0] == models[1]
+    check_refused(run_recipe("pretrain.py", *pretrain_flags(shards, **addressed)), "(manifest.json is not there)")
+
+
 def test_a_finished_job_is_found_finished_and_another_one_is_refused(shards, run_recipe):
     before = content(shards / "shards")
     again = run_recipe("prepare_shards.py", *prepare_flags(shards))
@@ -165,6 +181,7 @@ def test_broken_input_stops_the_job_with_its_file_and_line(folder, run_recipe, w
         ({"corpus_files": "nowhere.txt"}, "nowhere.txt: there is no such file"),
         ({"tasks": 0}, "tasks: expected at least 1, got 0"),
         ({"executor": "cloud"}, "executor"),
+        ({"executor": "jobs"}, "executor: jobs is not built. The Jobs of Hugging Face share no disk"),
         ({"max_length": 2}, "max_length: expected at least 3"),
         ({"tokenizer_type": "words"}, "tokenizer_type"),
         ({"tokenizer_name_or_path": "nowhere"}, "nowhere holds no tokenizer"),
@@ -326,7 +343,8 @@ def ray_cluster(monkeypatch):
     """Ray on this machine, with room for two tasks; a busy machine takes long to start it."""
     ray = pytest.importorskip("ray", reason="needs `pip install ray`")
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    settings = {"raylet_start_wait_time_s": 300, "gcs_server_request_timeout_seconds": 300}
+    patience = {"raylet_start_wait_time_s": 300, "gcs_server_request_timeout_seconds": 300}
+    settings = {**patience, "worker_niceness": 0}  # 15, the default, is next to nothing there
     small = {"object_store_memory": 100 << 20, "include_dashboard": False, "log_to_driver": False}
     ray.init("local", num_cpus=2, _system_config=settings, **small)
     yield
@@ -341,7 +359,7 @@ def test_ray_makes_the_same_shards_and_tells_the_fault_of_a_task(shards, run_rec
     result = run_recipe("prepare_shards.py", *prepare_flags(shards, output_dir=shards / "ray", **flags))
     assert result.returncode == 0, result.stderr
     assert "clean: 3 tasks" in result.stdout and content(shards / "ray") == content(shards / "shards")
-    broken = {"corpus_files": shards / "b.jsonl", "output_dir": shards / "broken"}
+    broken = {"corpus_files": shards / "b.jsonl", "output_dir": shards / "broken", "tasks": 1}
     result = run_recipe("prepare_shards.py", *prepare_flags(shards, **broken, **flags))
     check_refused(result, "b.jsonl, line 2: not one JSON object per line")
 
