@@ -53,6 +53,8 @@ ARGUMENTS = (ShardArguments, CorpusArguments, TokenizerArguments, CardArguments,
 def main(shard_args, corpus_args, tokenizer_args, card_args, push_args):
     if not find_spec("datatrove"):
         raise InputError("datatrove is not installed. Install the extra: pip install 'electra-hf[shards]'")
+    if shard_args.executor == "ray" and not find_spec("ray"):
+        raise InputError("executor: ray is not installed. Install it: pip install ray")
     from electra_hf.text.shards import run_stages, scripts, submit  # it needs the extra
 
     # What can be wrong is looked for before anything is written: the folder, the settings, every input.

@@ -196,6 +196,9 @@ def test_wrong_settings_are_told_before_anything_is_written(folder, run_recipe, 
 def test_without_the_extra_the_message_says_what_to_install(folder, run_recipe, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     check_refused(run_recipe("prepare_shards.py", *prepare_flags(folder)), "pip install 'electra-hf[shards]'")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name != "ray")
+    check_refused(run_recipe("prepare_shards.py", *prepare_flags(folder, executor="ray")), "pip install ray")
+    assert not (folder / "shards").exists()
 
 
 @pytest.mark.slow
@@ -327,6 +330,7 @@ def run_as_ray(executor):
 
 def test_on_ray_the_fault_of_this_start_is_told_and_not_that_of_an_earlier_one(folder, run_recipe, monkeypatch):
     monkeypatch.setattr(Ray, "run", run_as_ray)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
     flags = prepare_flags(folder, executor="ray")
     for stage, error, message in (
         ("clean", HoldsLock("ŝtono"), "error: task 1 of the stage clean has failed: HoldsLock: ŝtono"),
