@@ -174,7 +174,8 @@ def check_manifest(manifest: object, where: str | Path) -> None:
     """Refuse what is no manifest of packed rows; `where` is its name in the message. Raises `InputError`."""
     names = ("shards", "files", "settings", "made_from")
     is_ours = isinstance(manifest, dict) and all(isinstance(manifest.get(name), dict) for name in names)
-    if not is_ours or not all(isinstance(described, dict) for described in manifest["shards"].values()):
+    shards = manifest["shards"].values() if is_ours else ()
+    if not is_ours or not all(isinstance(shard, dict) and {"bytes", "sha256"} <= shard.keys() for shard in shards):
         raise InputError(f"packed_rows: {where} names no shards. Make the folder again.")
 
 

@@ -41,7 +41,7 @@ def as_told(error: Exception, task: str) -> Exception:
     if isinstance(error, (InputError, TaskFailed)):
         return error
     if fault := disk_fault(error):
-        return InputError(f"{task}: {fault}. Make room there, and start the same command again.")
+        return InputError(f"{task}: {fault}. Make room or allow writing there, and start the same command again.")
     return TaskFailed(f"{task} has failed: {type(error).__name__}: {error}")
 
 
@@ -122,9 +122,10 @@ class ThisMachine(FolderDecides, LocalPipelineExecutor):
                 for task in tasks:
                     self._run_for_rank(task)
         except Exception as error:
-            # A task that the system has ended could not leave its message for the other machines.
+            # A task that the system has ended could not leave its message for the other machines. Not in the place of
+            # the first task's own message, which may be another one.
             step = self.pipeline[0]
-            write_fault(step.job.folder, step.stage, tasks[0], str(error))
+            write_fault(step.job.folder, f"{step.stage}-ended", tasks[0], str(error))
             raise
 
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import fsspec
@@ -330,7 +331,7 @@ def run_as_ray(executor):
 
 def test_on_ray_the_fault_of_this_start_is_told_and_not_that_of_an_earlier_one(folder, run_recipe, monkeypatch):
     monkeypatch.setattr(Ray, "run", run_as_ray)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *package: name == "ray" or find_spec(name, *package))
     flags = prepare_flags(folder, executor="ray")
     for stage, error, message in (
         ("clean", HoldsLock("ŝtono"), "error: task 1 of the stage clean has failed: HoldsLock: ŝtono"),

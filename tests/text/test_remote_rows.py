@@ -104,6 +104,7 @@ def cut(storage):
         (lambda storage: storage.rm("/bucket/rows/test/00000.arrow"), r"\(test/00000.arrow is not there\)"),
         (lambda storage: storage.rm("/bucket/rows/manifest.json"), r"\(manifest.json is not there\)"),
         (lambda storage: storage.pipe_file("/bucket/rows/manifest.json", b"\xff{"), "manifest.json names no shards"),
+        (lambda storage: change_manifest(storage, shards={"a": {"bytes": 1}}), "manifest.json names no shards"),
         (lambda storage: change_manifest(storage, shards={"a": 1}), "manifest.json names no shards"),
         (lambda storage: change_manifest(storage, files={"../x": "0"}), "outside of its folder, '../x'"),
         (lambda storage: change_manifest(storage, files={"/etc/x": "0"}), "outside of its folder, '/etc/x'"),
