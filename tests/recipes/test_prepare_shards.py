@@ -21,6 +21,7 @@ import yaml
 
 pytest.importorskip("datatrove", reason="needs the extra electra-hf[shards]")
 
+import loguru
 from make_shards import start, write_corpus
 
 from electra_hf.errors import InputError
@@ -194,11 +195,16 @@ def test_wrong_settings_are_told_before_anything_is_written(folder, run_recipe, 
     assert not (folder / "shards").exists()
 
 
-def test_without_the_extra_the_message_says_what_to_install(folder, run_recipe, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    check_refused(run_recipe("prepare_shards.py", *prepare_flags(folder)), "pip install 'electra-hf[shards]'")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name != "ray")
-    check_refused(run_recipe("prepare_shards.py", *prepare_flags(folder, executor="ray")), "pip install ray")
+def test_without_what_an_executor_needs_the_message_says_what_to_install(folder, run_recipe, monkeypatch):
+    for missing, executor, message in (
+        ("datatrove", "local", "pip install 'electra-hf[shards]'"),
+        ("ray", "ray", "pip install ray"),
+    ):
+        monkeypatch.setattr(
+            "importlib.util.find_spec",
+            lambda name, *rest, gone=missing: None if name == gone else find_spec(name, *rest),
+        )
+        check_refused(run_recipe("prepare_shards.py", *prepare_flags(folder, executor=executor)), message)
     assert not (folder / "shards").exists()
 
 
@@ -324,6 +330,7 @@ def test_a_task_that_the_system_has_ended_stops_the_other_machines_too(machines,
 
 def run_as_ray(executor):
     """Runs every task, and raises nothing."""
+    loguru.logger.disable("datatrove")  # there it writes to the logs of the worker
     for task in executor.get_incomplete_ranks():
         with suppress(Exception):
             executor._run_for_rank(task)
