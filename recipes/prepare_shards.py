@@ -19,7 +19,7 @@ from electra_hf.publish.hub import PushSettings, check_repo_id, push_results
 from electra_hf.recipe import run_recipe
 from electra_hf.text.corpus import CorpusArguments, format_report
 from electra_hf.text.packed_rows import is_sealed, read_manifest
-from electra_hf.text.shard_job import ShardArguments, begin, plan_job, remove_leftovers
+from electra_hf.text.shard_job import ShardArguments, begin, plan_job, read_faults, remove_faults, remove_leftovers
 from electra_hf.training.arguments import TokenizerArguments
 from electra_hf.training.checkpoints import check_writable
 from electra_hf.training.lock import lock_output_dir
@@ -53,6 +53,8 @@ ARGUMENTS = (ShardArguments, CorpusArguments, TokenizerArguments, CardArguments,
 def main(shard_args, corpus_args, tokenizer_args, card_args, push_args):
     if not find_spec("datatrove"):
         raise InputError("datatrove is not installed. Install the extra: pip install 'electra-hf[shards]'")
+    if shard_args.executor == "ray" and not find_spec("ray"):
+        raise InputError("executor: ray is not installed. Install it: pip install ray")
     from electra_hf.text.shards import run_stages, scripts, submit  # it needs the extra
 
     # What can be wrong is looked for before anything is written: the folder, the settings, every input.
@@ -68,6 +70,9 @@ def main(shard_args, corpus_args, tokenizer_args, card_args, push_args):
     if shard_args.is_alone:
         lock_output_dir(shard_args.output_dir)
     begin(job)
+    if shard_args.executor == "slurm" and (fault := read_faults(job.folder)):  # nobody waited there to tell it
+        print(f"The start before has failed: {fault}")
+    remove_faults(job.folder, shard_args.own_tasks)
     # On Slurm and Ray, tasks of an earlier start may still be at work there.
     if shard_args.is_alone and shard_args.executor == "local":
         remove_leftovers(job)

@@ -22,11 +22,11 @@ from electra_hf.text.packed_rows import (
     RowsArguments,
     adopt_settings,
     check_tokenizer,
-    find_packed_rows,
     open_packed_rows,
     read_manifest,
 )
 from electra_hf.text.packing import check_rows, pack_dataset
+from electra_hf.text.remote_rows import find_packed_rows
 from electra_hf.text.run_tokenizer import prepare_tokenizer
 from electra_hf.text.tokenization import measure_tokenizer
 from electra_hf.training.arguments import ModelArguments, PretrainingArguments, TokenizerArguments
@@ -123,7 +123,7 @@ def find_rows(corpus_args, tokenizer_args):
     """The folder of shards, whose settings are then the run's; None where the corpus is raw text."""
     folder = None
     if corpus_args.packed_rows:
-        folder = find_packed_rows(corpus_args.packed_rows)
+        folder = find_packed_rows(corpus_args.packed_rows, corpus_args.data_cache_dir)
         adopt_settings(read_manifest(folder), corpus_args, tokenizer_args)
     # Checked only now, since with shards it is their test_share that counts.
     if not corpus_args.test_share:

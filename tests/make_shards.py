@@ -1,13 +1,13 @@
 """A small job of shards in a process of its own that is killed, forked from one that has imported everything."""
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from train_until_killed import start_nothing
 
 from electra_hf.text.corpus import CorpusArguments
-from electra_hf.text.shard_job import ShardArguments, begin, plan_job, remove_leftovers
+from electra_hf.text.shard_job import ShardArguments, begin, plan_job, remove_faults, remove_leftovers
 from electra_hf.text.shards import run_stages
 
 TASKS = 3
@@ -22,15 +22,22 @@ def write_corpus(folder: Path) -> None:
     (folder / "b.txt").write_text("\n".join(lines[:500:-3]), encoding="utf-8")
 
 
-def work(corpus: Path, folder: Path, prepare: Callable) -> None:
-    """What prepare_shards.py does."""
-    prepare()
-    shards = ShardArguments(output_dir=str(folder), tasks=TASKS)
+def start(corpus: Path, folder: Path, **settings) -> Iterator[tuple[str, int, float]]:
+    """What prepare_shards.py does, up to each stage that this yields; `settings` are those of `ShardArguments`."""
+    shards = ShardArguments(output_dir=str(folder), tasks=TASKS, **settings)
     arguments = CorpusArguments([str(corpus / "a.txt"), str(corpus / "b.txt")], test_share=0.1)
     job = plan_job(shards, arguments, VOCABULARY, max_length=16)
     begin(job)
-    remove_leftovers(job)
-    for _ in run_stages(job, shards):
+    remove_faults(job.folder, shards.own_tasks)
+    if shards.is_alone:
+        remove_leftovers(job)
+    return run_stages(job, shards)
+
+
+def work(corpus: Path, folder: Path, prepare: Callable) -> None:
+    """All of it, after `prepare()`."""
+    prepare()
+    for _ in start(corpus, folder):
         pass
 
 

@@ -54,6 +54,26 @@ def save_discriminator(folder, texts, vocab_size, length, num_hidden_layers=1):
     save_tokenizer(tokenizer, folder)
 
 
+def make_packed_rows(folder, texts, tasks=2, vocab_size=128, max_length=16):
+    """Prepare a finished folder of shards from the texts, which are written beside it."""
+    from electra_hf.text.corpus import CorpusArguments
+    from electra_hf.text.packed_rows import seal
+    from electra_hf.text.shard_job import ShardArguments, begin, plan_job
+    from electra_hf.text.stages import STAGES, run_task
+
+    corpus = folder.with_name(f"{folder.name}.txt")
+    corpus.write_text("\n".join(texts), encoding="utf-8")
+    vocabulary = {"vocab_size": vocab_size, "tokenizer_type": "wordpiece", "lowercase": False}
+    arguments = CorpusArguments([str(corpus)], test_share=0.1)
+    job = plan_job(ShardArguments(str(folder), tasks=tasks), arguments, vocabulary, max_length)
+    begin(job)
+    for name, stage in STAGES.items():
+        for task in range(stage.tasks(job)):
+            run_task(job, name, task)
+    seal(job)
+    return folder
+
+
 def by_row(size, device=None):
     """In place of `torch.rand`: draws that depend on the row alone, so that a batch and its parts see the same."""
     return torch.full(size, 0.5) if size[-1] == 1 else torch.linspace(0, 0.999, size[-1]).expand(size)

@@ -4,7 +4,6 @@ train/00000.arrow …  test/…  tokenizer/  corpus.json  manifest.json
 """
 
 import os
-import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,13 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 from datasets import concatenate_datasets
-from huggingface_hub import snapshot_download
 from transformers import PreTrainedTokenizerBase
 
-from electra_hf.errors import InputError, disk_fault
+from electra_hf.errors import InputError
 from electra_hf.files import digest, digest_folder, flush, new_folder, read_json, write_json
 from electra_hf.text.corpus import CorpusArguments
-from electra_hf.text.names import printable, refuse_blank_settings
+from electra_hf.text.names import refuse_blank_settings
 from electra_hf.text.packing import PackedRows
 from electra_hf.text.prepared import read_arrow
 from electra_hf.text.run_tokenizer import digest_tokenizer
@@ -111,7 +109,9 @@ class RowsArguments(CorpusArguments):
 
     packed_rows: str | None = field(
         default=None,
-        metadata={"help": "A folder of prepare_shards.py, or user/name on the Hub, instead of corpus_files."},
+        metadata={
+            "help": "Instead of corpus_files: a folder of prepare_shards.py, s3://… and the like, or user/name."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -154,33 +154,12 @@ def check_tokenizer(manifest: dict, name_or_path: str | None) -> None:
         )
 
 
-def find_packed_rows(name: str) -> Path:
-    """The folder of this path, or the dataset `user/name` (or `user/name@revision`) of the Hub, fetched once.
-
-    What is fetched lies in the Hub's cache, and is compared with its manifest like any other. Raises `InputError`.
-    """
-    # A name that the Hub cannot have is taken for a folder, and is then reported as one that is missing.
-    if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
-        return Path(name)
-    repo_id, _, revision = name.partition("@")
-    try:
-        return Path(snapshot_download(repo_id, repo_type="dataset", revision=revision or None))
-    except Exception as error:  # the HTTP client and the Hub's answers raise a dozen types
-        if disk_fault(error):
-            raise
-        reason = printable(" ".join(str(error).split()))
-        raise InputError(
-            f"packed_rows: there is no folder {name} here, and no such dataset can be fetched from the Hub ({reason})."
-        ) from None
-
-
 def read_manifest(folder: str | Path) -> dict:
     """The manifest of a finished folder. Raises `InputError` where there is none, or it is damaged."""
     folder = Path(folder)
     if is_sealed(folder):
         manifest = read_json(folder / MANIFEST)
-        if not all(isinstance(manifest.get(name), dict) for name in ("shards", "files", "settings", "made_from")):
-            raise InputError(f"packed_rows: {folder / MANIFEST} names no shards. Make the folder again.")
+        check_manifest(manifest, folder / MANIFEST)
         return manifest
     # An unfinished job is told apart from a wrong folder, since starting it again is the way out.
     if job_file(folder).is_file():
@@ -189,6 +168,15 @@ def read_manifest(folder: str | Path) -> dict:
         )
     what = "there is no such folder" if not folder.is_dir() else f"it has no {MANIFEST}"
     raise InputError(f"packed_rows: {folder} holds no packed rows ({what}). Make them with recipes/prepare_shards.py.")
+
+
+def check_manifest(manifest: object, where: str | Path) -> None:
+    """Refuse what is no manifest of packed rows; `where` is its name in the message. Raises `InputError`."""
+    names = ("shards", "files", "settings", "made_from")
+    is_ours = isinstance(manifest, dict) and all(isinstance(manifest.get(name), dict) for name in names)
+    shards = manifest["shards"].values() if is_ours else ()
+    if not is_ours or not all(isinstance(shard, dict) and {"bytes", "sha256"} <= shard.keys() for shard in shards):
+        raise InputError(f"packed_rows: {where} names no shards. Make the folder again.")
 
 
 def open_packed_rows(folder: str | Path, verify: bool = True) -> PackedFolder:

@@ -1,6 +1,7 @@
 """The job that the arguments of `prepare_shards.py` describe, and whether its folder may hold it."""
 
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -62,7 +63,11 @@ class ShardArguments:
             )
         # It is among the choices although it is not built, so that the message can name those that are.
         if self.executor == "jobs":
-            raise InputError("executor: jobs is not built yet. Take local, slurm or ray.")
+            raise InputError(
+                "executor: jobs is not built. The Jobs of Hugging Face share no disk, and the stages hand each other "
+                "files in output_dir. Take local, slurm or ray; or take one Job, with --executor local and "
+                "--hub_dataset_id user/name in it (recipes/SHARDS.md has the command)."
+            )
         if self.dry_run and self.executor != "slurm":
             raise InputError(f"dry_run: the executor {self.executor} submits nothing that could be printed.")
         self.own_tasks = range(self.task_offset, last)
@@ -146,24 +151,38 @@ def _check_same(job, before, what):
         )
 
 
-def write_fault(folder: str | Path, name: str, message: str) -> None:
-    """Leave the message of a task that failed."""
-    faults = Path(folder) / WORK / "faults"
-    faults.mkdir(parents=True, exist_ok=True)
-    # One file for each task, since many tasks can fail at the same time.
-    write_text(faults / f"{name}.txt", message)
+def write_fault(folder: str | Path, stage: str, task: int, message: str) -> None:
+    """Leave the message of a task that failed, where the disk takes it."""
+    with suppress(OSError):  # it may be full, and then that is the fault
+        # One file for each task, since many tasks can fail at the same time.
+        path = _faults(folder) / f"{stage}-{task:05d}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, message)
 
 
 def read_faults(folder: str | Path) -> str:
     """What the tasks that failed have left: the first message, and how many others there are. Empty if none."""
-    messages = [path.read_text(encoding="utf-8") for path in sorted((Path(folder) / WORK / "faults").glob("*.txt"))]
-    others = f" ({len(messages) - 1} other tasks failed too)" if len(messages) > 1 else ""
-    return f"{messages[0]}{others}" if messages else ""
+    messages = {}  # keys alone: tasks that share a broken file all say the same of it
+    for path in sorted(_faults(folder).glob("*.txt")):
+        with suppress(FileNotFoundError):  # its machine has been started again at this moment
+            messages[path.read_text(encoding="utf-8")] = None
+    others = f" ({len(messages) - 1} more in {_faults(folder)})" if len(messages) > 1 else ""
+    return f"{next(iter(messages))}{others}" if messages else ""
+
+
+def remove_faults(folder: str | Path, tasks: range) -> None:
+    """Remove what these tasks have left when they failed: they are started again."""
+    for path in _faults(folder).glob("*.txt"):
+        if int(path.stem.rpartition("-")[2]) in tasks:
+            path.unlink(missing_ok=True)
+
+
+def _faults(folder):
+    return Path(folder) / WORK / "faults"
 
 
 def remove_leftovers(job: Job) -> None:
-    """Remove what killed and failed tasks have left. Only where no other process works in the folder."""
-    shutil.rmtree(Path(job.folder) / WORK / "faults", ignore_errors=True)
+    """Remove what killed tasks have left. Only where no other process works in the folder."""
     # Their names hold machine and process (`folder_once`): a task that is made again does not touch them.
     for path in (Path(job.folder) / WORK).glob(f"*/*{UNFINISHED}"):
         shutil.rmtree(path, ignore_errors=True)

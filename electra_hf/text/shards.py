@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -21,13 +22,27 @@ from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, Slurm
 from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 
-from electra_hf.errors import InputError
+from electra_hf.errors import InputError, disk_fault
 from electra_hf.text.packed_rows import is_sealed, seal
 from electra_hf.text.shard_job import ShardArguments, read_faults, write_fault
-from electra_hf.text.stages import STAGES, WORK, Job, output_of, run_task
+from electra_hf.text.stages import STAGES, WORK, Job, run_task
 
 SEAL = "seal"
 LOOK_AGAIN = 2  # seconds between two looks at what other machines have finished
+PATIENCE = 60  # seconds that the fault of another machine may lie there: it takes so long to be started again
+
+
+class TaskFailed(Exception):
+    """A defect of ours in a task: the message names the task, and the error, which may be of any class."""
+
+
+def as_told(error: Exception, task: str) -> Exception:
+    """The error as another process can be told it: some classes cannot be pickled. `task` is the name of the task."""
+    if isinstance(error, (InputError, TaskFailed)):
+        return error
+    if fault := disk_fault(error):
+        return InputError(f"{task}: {fault}. Make room or allow writing there, and start the same command again.")
+    return TaskFailed(f"{task} has failed: {type(error).__name__}: {error}")
 
 
 class RunTask(PipelineStep):
@@ -35,25 +50,29 @@ class RunTask(PipelineStep):
 
     type = "electra_hf"
 
-    def __init__(self, folder: str, stage: str):
+    def __init__(self, job: Job, stage: str):
         self.name = stage  # before super().__init__(), which names the statistics of the step after it
         super().__init__()
-        self.folder, self.stage = folder, stage
+        # The job of this start, and not the one that was begun in the folder: its inputs may have moved since.
+        self.job, self.stage = job, stage
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> None:
         """Run task `rank`. Tasks hand each other nothing but files in the folder.
 
-        Raises `InputError`, and leaves its message in the folder, where another machine can read it.
+        Raises `InputError` or `TaskFailed`, and leaves the message in the folder, where another machine can read it.
         """
         try:
             if self.stage != SEAL:
-                run_task(self.folder, self.stage, rank)
-            elif not is_sealed(self.folder):
-                seal(Job.load(self.folder))
-        except InputError as error:
+                run_task(self.job, self.stage, rank)
+            elif not is_sealed(self.job.folder):
+                seal(self.job)
+        except Exception as error:
+            told = as_told(error, f"task {rank} of the stage {self.stage}")
             # The process that asked may be on another machine: Ray gives it no exception of a task.
-            write_fault(self.folder, f"{self.stage}-{rank:05d}", str(error))
-            raise
+            write_fault(self.job.folder, self.stage, rank, str(told))
+            if told is error:
+                raise
+            raise told from error
 
 
 class FolderDecides:
@@ -63,7 +82,12 @@ class FolderDecides:
         """Whether a task is done."""
         step = self.pipeline[0]
         # Sealing removes the folders of the tasks, so a sealed folder has to be asked for by itself.
-        return is_sealed(step.folder) or output_of(step.folder, step.stage, rank).is_dir()
+        return is_sealed(step.job.folder) or step.job.output(step.stage, rank).is_dir()
+
+    @property
+    def own_tasks(self) -> range:
+        """The tasks that this start has to run, done or not."""
+        return range(self.world_size)
 
     def get_incomplete_ranks(
         self, ranks: Iterable[int] | None = None, skip_completed: bool | None = None
@@ -81,16 +105,28 @@ class ThisMachine(FolderDecides, LocalPipelineExecutor):
     other workers go on after an error, and leaves them running when it is killed itself.
     """
 
+    @property
+    def own_tasks(self) -> range:
+        """The tasks of this machine, done or not."""
+        return range(self.local_rank_offset, self.local_rank_offset + self.local_tasks)
+
     def run(self) -> None:
-        """Run the tasks that are not done, each in a process of its own. Raises what one of them raises."""
+        """Run the tasks that are not done, each in a process of its own. Raises `InputError` or `TaskFailed`."""
         loguru.logger.disable("datatrove")  # it logs a traceback for an error that the recipe prints as one line
-        tasks = self.get_incomplete_ranks(range(self.local_rank_offset, self.local_rank_offset + self.local_tasks))
-        if min(self.workers, len(tasks)) > 1:
-            run_in_processes(self._run_for_rank, tasks, self.workers)
-        else:
-            # One at a time needs no new process: here everything is imported already.
-            for task in tasks:
-                self._run_for_rank(task)
+        tasks = self.get_incomplete_ranks(self.own_tasks)
+        try:
+            if min(self.workers, len(tasks)) > 1:
+                run_in_processes(self._run_for_rank, tasks, self.workers)
+            else:
+                # One at a time needs no new process: here everything is imported already.
+                for task in tasks:
+                    self._run_for_rank(task)
+        except Exception as error:
+            # A task that the system has ended could not leave its message for the other machines. Not in the place of
+            # the first task's own message, which may be another one.
+            step = self.pipeline[0]
+            write_fault(step.job.folder, f"{step.stage}-ended", tasks[0], str(error))
+            raise
 
 
 class Slurm(FolderDecides, SlurmPipelineExecutor):
@@ -119,7 +155,7 @@ class Ray(FolderDecides, RayPipelineExecutor):
 def run_in_processes(run: Callable[[int], object], tasks: list[int], workers: int) -> None:
     """Call `run(task)` for each task in a new process, `workers` at a time, and stop all at the first that fails.
 
-    Raises what that one raised, or `InputError` where the system has ended it.
+    Raises its `InputError`, `TaskFailed` where it raised anything else, or `InputError` where the system has ended it.
     """
     # Not "fork": it copies locks that threads of tokenizers or pyarrow may hold at that moment.
     context = multiprocessing.get_context("forkserver")
@@ -153,7 +189,10 @@ def _work(run, task, sender):
     try:
         run(task)
     except Exception as error:
-        sender.send(error)
+        told = as_told(error, f"task {task}")
+        if isinstance(told, TaskFailed):
+            traceback.print_exc()  # what the parent raises has the message alone
+        sender.send(told)
 
 
 def _end_with_parent():
@@ -183,20 +222,29 @@ def run_stages(job: Job, shards: ShardArguments) -> Iterator[tuple[str, int, flo
     """
     for stage in () if is_sealed(job.folder) else STAGES:
         executor, began = make_executor(job, stage, shards), time.perf_counter()
-        missing = len(executor.get_incomplete_ranks())
-        if missing:
+        if missing := len(executor.get_incomplete_ranks(executor.own_tasks)):
             executor.run()
+            if shards.executor == "ray" and executor.get_incomplete_ranks():
+                log = f"A task of the stage {stage} has failed. Its log is in {executor.logging_dir.path}."
+                raise InputError(read_faults(job.folder) or log)
             yield stage, missing, time.perf_counter() - began
-        if shards.executor == "ray" and executor.get_incomplete_ranks():
-            log = f"A task of the stage {stage} has failed. Its log is in {executor.logging_dir.path}."
-            raise InputError(read_faults(job.folder) or log)
         # A stage reads what all tasks of the stage before have written, also those of other machines.
-        while executor.get_incomplete_ranks():
-            time.sleep(LOOK_AGAIN)
+        _wait_for_others(job, executor.get_incomplete_ranks)
     # One machine seals, the one that has the first task; the others wait for it.
     if 0 in shards.own_tasks:
-        RunTask(job.folder, SEAL).run()
-    while not is_sealed(job.folder):
+        RunTask(job, SEAL).run()
+    _wait_for_others(job, lambda: not is_sealed(job.folder))
+
+
+def _wait_for_others(job, is_missing):
+    began = time.monotonic()
+    while is_missing():
+        fault = read_faults(job.folder)
+        # A machine that is started again removes its own faults: then it is at work, as one without a fault is.
+        if not fault:
+            began = time.monotonic()
+        elif time.monotonic() - began > PATIENCE:
+            raise InputError(f"Another machine has stopped. Start both again when this is mended: {fault}")
         time.sleep(LOOK_AGAIN)
 
 
@@ -226,7 +274,7 @@ def make_executor(
     """The executor that was asked for, with the tasks of one stage."""
     is_single = stage == SEAL or STAGES[stage].is_single
     common = {
-        "pipeline": [RunTask(job.folder, stage)],
+        "pipeline": [RunTask(job, stage)],
         "tasks": 1 if is_single else job.tasks,
         "workers": shards.workers,
         "logging_dir": str(Path(job.folder) / WORK / "logs" / stage),

@@ -49,7 +49,10 @@ CODE = [*PREPARATION, *(digest(Path(__file__).with_name(f"{name}.py")) for name 
 
 @dataclass(frozen=True)
 class Job:
-    """What is made from what: all that a task has to know besides its own number. Lies in `unfinished/job`."""
+    """What is made from what: all that a task has to know besides its own number.
+
+    The first start leaves it in `unfinished/job`. Tasks get that of their own start, since inputs may move in between.
+    """
 
     folder: str
     tasks: int
@@ -92,7 +95,7 @@ class Job:
 
     def output(self, stage: str, task: int = 0) -> Path:
         """The folder that a task of a stage writes."""
-        return output_of(self.folder, stage, task)
+        return Path(self.folder) / WORK / stage / f"{task:05d}"
 
     def outputs(self, stage: str) -> list[Path]:
         """The folders of all tasks of a stage."""
@@ -106,11 +109,6 @@ class Job:
 def job_file(folder: str | Path) -> Path:
     """Where the job lies that was begun in the folder."""
     return Path(folder) / WORK / "job" / "job.json"
-
-
-def output_of(folder: str | Path, stage: str, task: int) -> Path:
-    """The folder that a task of a stage writes, in the folder of its job."""
-    return Path(folder) / WORK / stage / f"{task:05d}"
 
 
 def _source(one):
@@ -134,9 +132,8 @@ class Stage:
         return [task for task in range(self.tasks(job)) if not job.output(self.name, task).is_dir()]
 
 
-def run_task(folder: str | Path, stage: str, task: int) -> None:
+def run_task(job: Job, stage: str, task: int) -> None:
     """Run one task of a stage, unless what it writes is there already. Raises `InputError`."""
-    job = Job.load(folder)
     output = job.output(stage, task)
     if not output.is_dir():
         with folder_once(output) as unfinished:

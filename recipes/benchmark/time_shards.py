@@ -30,7 +30,7 @@ def main(shards, corpus, tokens):
             shutil.rmtree(job.output(name).parent, ignore_errors=True)
             began = time.perf_counter()
             # A process for each task also with one worker, so that the memory is that of a task.
-            run_in_processes(partial(measure, job.folder, name), tasks, workers)
+            run_in_processes(partial(measure, job, name), tasks, workers)
             seconds = time.perf_counter() - began
             # The tasks run in processes of their own, which leave their numbers in files.
             tasks_measured = [json.loads(path.read_text()) for path in measures.glob(f"{name}-*")]
@@ -44,17 +44,17 @@ def main(shards, corpus, tokens):
             )
 
 
-def measure(folder, stage, task):
+def measure(job, stage, task):
     # The highest memory of a process only rises: what its imports took is noted before the task begins.
     before = resource.getrusage(resource.RUSAGE_SELF)
-    run_task(folder, stage, task)
+    run_task(job, stage, task)
     after = resource.getrusage(resource.RUSAGE_SELF)
     measured = {
         "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         "megabytes": after.ru_maxrss / 1024,  # Linux counts in kilobytes
         "megabytes_before": before.ru_maxrss / 1024,
     }
-    Path(folder, "measures", f"{stage}-{task}").write_text(json.dumps(measured))
+    Path(job.folder, "measures", f"{stage}-{task}").write_text(json.dumps(measured))
 
 
 if __name__ == "__main__":

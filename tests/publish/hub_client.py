@@ -108,7 +108,8 @@ def files_that_hold(token, place):
 
 def fetch_rows(name):
     """Numbers of rows of the dataset, after a comparison with its manifest."""
-    from electra_hf.text.packed_rows import find_packed_rows, open_packed_rows
+    from electra_hf.text.packed_rows import open_packed_rows
+    from electra_hf.text.remote_rows import find_packed_rows
 
     packed = open_packed_rows(find_packed_rows(name))
     return [len(packed.train), len(packed.test)]

@@ -10,6 +10,7 @@ import torch
 import yaml
 from hub_client import OTHER_TOKEN, TOKEN, Client, ClientError, files_that_hold
 from hub_server import Fault, Hub, answer, hang_up, serve_then_hang_up
+from tiny import make_packed_rows
 from transformers import ElectraConfig, ElectraForPreTraining, TrainingArguments
 
 from electra_hf.errors import InputError
@@ -17,10 +18,6 @@ from electra_hf.files import read_json
 from electra_hf.publish.cards import MARKER, fill_rows_card
 from electra_hf.publish.hub import PushSettings, check_repo_id, push_results, select_files, take_push_settings
 from electra_hf.recipe import save_recipe
-from electra_hf.text.corpus import CorpusArguments
-from electra_hf.text.packed_rows import seal
-from electra_hf.text.shard_job import ShardArguments, begin, plan_job
-from electra_hf.text.stages import STAGES, run_task
 from electra_hf.text.tokenization import save_tokenizer, train_tokenizer
 
 SENTENCES = ["La hundo kuras rapide en la urbo .", "Mi vidas vin ĉiutage kaj ĝojas ."]
@@ -109,15 +106,7 @@ def test_a_push_is_private_and_holds_the_model_and_nothing_else(hub, client, fol
 def packed_rows(tmp_path_factory):
     """A folder of packed rows, and what must never leave the machine."""
     place = tmp_path_factory.mktemp("rows")
-    (place / "a.txt").write_text("\n".join(f"{SENTENCES[i % 2]} {i}" for i in range(600)))
-    corpus = CorpusArguments([str(place / "a.txt")], test_share=0.1)
-    vocabulary = {"vocab_size": 128, "tokenizer_type": "wordpiece", "lowercase": False}
-    job = plan_job(ShardArguments(str(place / "rows"), tasks=2), corpus, vocabulary, 16)
-    begin(job)
-    for name, stage in STAGES.items():
-        for task in range(stage.tasks(job)):
-            run_task(job.folder, name, task)
-    seal(job)
+    make_packed_rows(place / "rows", [f"{SENTENCES[i % 2]} {i}" for i in range(600)])
     (place / "rows" / "notes.txt").write_text(f"a file of the user that holds {TOKEN}")
     return place / "rows"
 
@@ -133,6 +122,7 @@ def test_packed_rows_become_a_private_dataset_that_can_be_trained_from_by_its_na
     expected = [manifest["rows"]["train"], manifest["rows"]["test"]]
     assert client.call("hub_client", "fetch_rows", repo_id) == expected
     assert client.call("hub_client", "fetch_rows", f"{repo_id}@v1") == expected
+    assert client.call("hub_client", "fetch_rows", f"hf://datasets/{repo_id}") == expected
     with pytest.raises(ClientError, match="InputError.*no folder me/nothing here, and no such dataset"):
         client.call("hub_client", "fetch_rows", "me/nothing")
     card = (packed_rows / "README.md").read_text()

@@ -1,5 +1,6 @@
 """prepare_shards.py and pretrain.py --packed_rows as a user runs them."""
 
+import errno
 import json
 import os
 import random
@@ -7,18 +8,27 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
+import fsspec
 import psutil
 import pytest
 import yaml
 
 pytest.importorskip("datatrove", reason="needs the extra electra-hf[shards]")
 
+import loguru
+from make_shards import start, write_corpus
+
 from electra_hf.errors import InputError
 from electra_hf.files import digest_folder
-from electra_hf.text.shards import run_in_processes
+from electra_hf.text.shard_job import write_fault
+from electra_hf.text.shards import Ray, TaskFailed, run_in_processes
+from electra_hf.text.stages import run_task
 
 ROOT = Path(__file__).parents[2]
 NETWORK = '{"num_hidden_layers": 1, "hidden_size": 16, "embedding_size": 8, "num_attention_heads": 2}'
@@ -94,6 +104,21 @@ def test_shards_are_trained_from_with_the_settings_that_made_them(shards, run_re
     assert content(made) == before
 
 
+def test_a_run_from_rows_at_an_address_is_the_run_from_their_folder(shards, run_recipe):
+    storage = fsspec.filesystem("memory")
+    storage.put(str(shards / "shards"), "/rented/rows", recursive=True)
+    try:
+        addressed = {"packed_rows": "memory://rented/rows", "data_cache_dir": shards / "cache"}
+        for name, settings in (("here", {}), ("there", addressed)):
+            result = run_recipe("pretrain.py", *pretrain_flags(shards, output_dir=shards / name, **settings))
+            assert result.returncode == 0, result.stderr
+    finally:
+        storage.rm("/rented", recursive=True)
+    models = [(shards / name / "discriminator" / "model.safetensors").read_bytes() for name in ("here", "there")]
+    assert models[0] == models[1]
+    check_refused(run_recipe("pretrain.py", *pretrain_flags(shards, **addressed)), "(manifest.json is not there)")
+
+
 def test_a_finished_job_is_found_finished_and_another_one_is_refused(shards, run_recipe):
     before = content(shards / "shards")
     again = run_recipe("prepare_shards.py", *prepare_flags(shards))
@@ -158,6 +183,7 @@ def test_broken_input_stops_the_job_with_its_file_and_line(folder, run_recipe, w
         ({"corpus_files": "nowhere.txt"}, "nowhere.txt: there is no such file"),
         ({"tasks": 0}, "tasks: expected at least 1, got 0"),
         ({"executor": "cloud"}, "executor"),
+        ({"executor": "jobs"}, "executor: jobs is not built. The Jobs of Hugging Face share no disk"),
         ({"max_length": 2}, "max_length: expected at least 3"),
         ({"tokenizer_type": "words"}, "tokenizer_type"),
         ({"tokenizer_name_or_path": "nowhere"}, "nowhere holds no tokenizer"),
@@ -169,9 +195,17 @@ def test_wrong_settings_are_told_before_anything_is_written(folder, run_recipe, 
     assert not (folder / "shards").exists()
 
 
-def test_without_the_extra_the_message_says_what_to_install(folder, run_recipe, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    check_refused(run_recipe("prepare_shards.py", *prepare_flags(folder)), "pip install 'electra-hf[shards]'")
+def test_without_what_an_executor_needs_the_message_says_what_to_install(folder, run_recipe, monkeypatch):
+    for missing, executor, message in (
+        ("datatrove", "local", "pip install 'electra-hf[shards]'"),
+        ("ray", "ray", "pip install ray"),
+    ):
+        monkeypatch.setattr(
+            "importlib.util.find_spec",
+            lambda name, *rest, gone=missing: None if name == gone else find_spec(name, *rest),
+        )
+        check_refused(run_recipe("prepare_shards.py", *prepare_flags(folder, executor=executor)), message)
+    assert not (folder / "shards").exists()
 
 
 @pytest.mark.slow
@@ -183,6 +217,163 @@ def test_a_task_that_the_system_ends_ends_the_job_and_says_so():
 def end_itself(task):
     if task == 1:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+class NeedsTwo(Exception):
+    """It is pickled with one argument and made again from that one: the second is missing then."""
+
+    def __init__(self, what, where):
+        super().__init__(f"{what} in {where}")
+
+
+class HoldsLock(Exception):
+    """It cannot be pickled."""
+
+    def __init__(self, text):
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+@pytest.mark.slow
+def test_the_text_of_any_error_of_a_task_comes_back_from_its_process():
+    with pytest.raises(TaskFailed, match="task 0 has failed: NeedsTwo: ŝtono in ŝuo"):
+        run_in_processes(fail, [0], 2)
+    with pytest.raises(TaskFailed, match="task 1 has failed: HoldsLock: ŝtono"):
+        run_in_processes(fail, [1], 2)
+    with pytest.raises(InputError, match="task 2: ŝuo: No space left on device"):
+        run_in_processes(fail, [2], 2)
+
+
+def fail(task):
+    raise (NeedsTwo("ŝtono", "ŝuo"), HoldsLock("ŝtono"), OSError(errno.ENOSPC, "No space left on device", "ŝuo"))[task]
+
+
+def broken(task, error, stage="clean"):
+    """`run_task`, but for one task of a stage."""
+
+    def run_or_fail(job, *names):
+        if names == (stage, task):
+            raise error
+        run_task(job, *names)
+
+    return run_or_fail
+
+
+def test_a_defect_names_its_task_and_the_job_goes_on_with_a_corpus_that_has_moved(folder, run_recipe, monkeypatch):
+    (folder / "old").mkdir()
+    shutil.copy(folder / "corpus.txt", folder / "old")
+    monkeypatch.setattr("electra_hf.text.shards.run_task", broken(1, HoldsLock("ŝtono")))
+    with pytest.raises(TaskFailed, match="task 1 of the stage clean has failed: HoldsLock: ŝtono"):
+        run_recipe("prepare_shards.py", *prepare_flags(folder, corpus_files=folder / "old"))
+    monkeypatch.undo()
+    shutil.rmtree(folder / "old")
+    result = run_recipe("prepare_shards.py", *prepare_flags(folder))
+    assert result.returncode == 0 and "clean: 2 tasks" in result.stdout, result.stderr
+
+
+@pytest.fixture
+def machines(tmp_path, monkeypatch):
+    """Starts a part of the tasks as on a machine of its own: each `next` of what comes back is one stage there."""
+    write_corpus(tmp_path)
+    for name in ("PATIENCE", "LOOK_AGAIN"):
+        monkeypatch.setattr(f"electra_hf.text.shards.{name}", 0)
+    folder = tmp_path / "shards"
+    return lambda first, number, **settings: start(tmp_path, folder, task_offset=first, local_tasks=number, **settings)
+
+
+def test_a_machine_stops_for_the_fault_of_another_one_and_goes_on_when_both_are_started_again(
+    machines, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr("electra_hf.text.shards.run_task", broken(2, InputError("b.txt, line 7: broken.")))
+        first, second = machines(0, 2), machines(2, 1)
+        assert next(first)[:2] == ("clean", 2)
+        with pytest.raises(InputError, match="^b.txt, line 7: broken.$"):
+            next(second)
+        with pytest.raises(InputError, match="Another machine has stopped.*b.txt, line 7: broken.$"):
+            next(first)
+    # The one that failed is started first, and then the one that waited for it.
+    second, first = machines(2, 1), machines(0, 2)
+    assert next(second)[:2] == ("clean", 1)
+    for stage in ("duplicates", "texts"):
+        assert [next(machine)[:2] for machine in (first, second)] == [(stage, 2), (stage, 1)]
+    assert [next(first)[:2] for _ in range(2)] == [("tokenizer", 1), ("rows", 2)]
+    assert next(second)[:2] == ("rows", 1)
+    assert list(first) == [] and list(second) == []
+    assert list(start(tmp_path, tmp_path / "alone"))
+    assert content(tmp_path / "shards") == content(tmp_path / "alone")
+
+
+def test_a_machine_that_was_started_again_in_time_is_waited_for(machines, tmp_path, monkeypatch):
+    monkeypatch.setattr("electra_hf.text.shards.PATIENCE", 1e6)
+    first = machines(0, 2)
+    next(first)
+    write_fault(tmp_path / "shards", "clean", 2, "a disk was full")
+    second = machines(2, 1)  # which removes what it left itself
+    monkeypatch.setattr("electra_hf.text.shards.PATIENCE", 0)
+    next(second)
+    assert next(first)[:2] == ("duplicates", 2)
+
+
+def test_a_task_that_the_system_has_ended_stops_the_other_machines_too(machines, monkeypatch):
+    first, second = machines(0, 1), machines(1, 2, workers=2)
+    assert next(first)[:2] == ("clean", 1)
+
+    def end(run, tasks, workers):
+        raise InputError("task 1 was ended by the system.")
+
+    monkeypatch.setattr("electra_hf.text.shards.run_in_processes", end)
+    for machine in (second, first):
+        with pytest.raises(InputError, match="ended by the system"):
+            next(machine)
+
+
+def run_as_ray(executor):
+    """Runs every task, and raises nothing."""
+    loguru.logger.disable("datatrove")  # there it writes to the logs of the worker
+    for task in executor.get_incomplete_ranks():
+        with suppress(Exception):
+            executor._run_for_rank(task)
+
+
+def test_on_ray_the_fault_of_this_start_is_told_and_not_that_of_an_earlier_one(folder, run_recipe, monkeypatch):
+    monkeypatch.setattr(Ray, "run", run_as_ray)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *package: name == "ray" or find_spec(name, *package))
+    flags = prepare_flags(folder, executor="ray")
+    for stage, error, message in (
+        ("clean", HoldsLock("ŝtono"), "error: task 1 of the stage clean has failed: HoldsLock: ŝtono"),
+        ("texts", InputError("corpus.txt, line 7: broken."), "error: corpus.txt, line 7: broken."),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr("electra_hf.text.shards.run_task", broken(1, error, stage))
+            check_refused(run_recipe("prepare_shards.py", *flags), message)
+    assert run_recipe("prepare_shards.py", *flags).returncode == 0
+
+
+@pytest.fixture
+def ray_cluster(monkeypatch):
+    """Ray on this machine, with room for two tasks; a busy machine takes long to start it."""
+    ray = pytest.importorskip("ray", reason="needs `pip install ray`")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    patience = {"raylet_start_wait_time_s": 300, "gcs_server_request_timeout_seconds": 300}
+    settings = {**patience, "worker_niceness": 0}  # 15, the default, is next to nothing there
+    small = {"object_store_memory": 100 << 20, "include_dashboard": False, "log_to_driver": False}
+    ray.init("local", num_cpus=2, _system_config=settings, **small)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # a process for each task, which all import everything
+def test_ray_makes_the_same_shards_and_tells_the_fault_of_a_task(shards, run_recipe, ray_cluster):
+    flags = {"executor": "ray", "workers": 2, "memory_gb": 1}
+    (shards / "b.jsonl").write_text('{"text": "unu"}\n{"text": \n')
+    result = run_recipe("prepare_shards.py", *prepare_flags(shards, output_dir=shards / "ray", **flags))
+    assert result.returncode == 0, result.stderr
+    assert "clean: 3 tasks" in result.stdout and content(shards / "ray") == content(shards / "shards")
+    broken = {"corpus_files": shards / "b.jsonl", "output_dir": shards / "broken", "tasks": 1}
+    result = run_recipe("prepare_shards.py", *prepare_flags(shards, **broken, **flags))
+    check_refused(result, "b.jsonl, line 2: not one JSON object per line")
 
 
 @pytest.mark.slow
@@ -272,3 +463,7 @@ def test_without_slurm_the_message_says_so(folder, run_recipe, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     flags = prepare_flags(folder, executor="slurm")
     check_refused(run_recipe("prepare_shards.py", *flags), "executor: sbatch did not take the job")
+    # What a task there has left is told by the next start, and then forgotten.
+    write_fault(folder / "shards", "clean", 1, "corpus.txt, line 7: broken.")
+    assert "The start before has failed: corpus.txt, line 7" in run_recipe("prepare_shards.py", *flags).stdout
+    assert "has failed" not in run_recipe("prepare_shards.py", *flags).stdout

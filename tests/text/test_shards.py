@@ -75,7 +75,7 @@ def run_all(job, chance=None):
         if chance:
             chance.shuffle(tasks)
         for task in tasks:
-            run_task(job.folder, name, task)
+            run_task(job, name, task)
     return job
 
 
@@ -224,6 +224,22 @@ def test_other_settings_in_a_folder_begun_are_refused(corpus, tmp_path, shards, 
         begin(plan(corpus, folder, **{"tasks": 3, **change}))
     begin(plan(corpus, folder, 3))  # the same ones are not
     assert digest_folder(folder) == before
+
+
+def test_a_corpus_that_moves_between_two_starts_is_read_at_its_new_place(corpus, shards, tmp_path):
+    before, after, folder = tmp_path / "before", tmp_path / "after", tmp_path / "shards"
+    shutil.copytree(corpus, before)
+    tokenizer = {"vocabulary": {}, "tokenizer": str(shutil.copytree(shards / "tokenizer", before / "tokenizer"))}
+    job = plan(before, folder, 3, **tokenizer)
+    begin(job)
+    run_task(job, "clean", 1)
+    before.rename(after)
+    tokenizer["tokenizer"] = str(after / "tokenizer")
+    seal(run_all(plan(after, folder, 3, **tokenizer)))
+    for split in ("train", "test"):
+        assert digest_folder(folder / split) == digest_folder(shards / split)
+    with pytest.raises(InputError, match="corpus_files have changed"):
+        begin(plan(after, folder, 3, **tokenizer, corpus_files=files(after)[1:]))
 
 
 def test_a_folder_with_other_files_is_refused(corpus, tmp_path):

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from tiny import launch_machines, torchrun
+from tiny import launch_machines, make_packed_rows, torchrun
 
 from electra_hf.errors import AgreedError
 from electra_hf.training.checkpoints import find_damage
@@ -157,24 +157,47 @@ def test_the_signal_of_one_process_ends_both_at_the_same_step_and_no_step_waits_
         assert report["asked"] == [{"all_reduce, CPU, goes on": 1}] * 19
 
 
-@pytest.mark.slow
-def test_two_processes_with_accumulation_and_an_uneven_last_step_have_the_losses_of_one(machines, monkeypatch):
-    """Through the real recipe: rows do not fill the last batch of an epoch, nor batches its last step."""
+@pytest.fixture
+def train_by_row(monkeypatch):
+    """Runs the real recipe on so many processes of this machine; the losses of its steps, and its metrics."""
+    script = Path(__file__).parents[1] / "pretrain_by_row.py"
     network = json.dumps(json.loads(NETWORK) | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+
+    def train(folder, processes, **changes):
+        monkeypatch.chdir(folder)
+        settings = SETTINGS | {"output_dir": f"run-{processes}", "generator": network, "discriminator": network}
+        settings |= {"max_steps": 6, "save_steps": 6, "logging_steps": 1, "learning_rate": 1e-4, **changes}
+        flags = [part for name, value in settings.items() if value is not None for part in (f"--{name}", value)]
+        torchrun(script, *flags, processes=processes)
+        run = folder / f"run-{processes}"
+        history = json.loads((run / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
+        return [log["loss"] for log in history if "loss" in log], json.loads((run / "metrics.json").read_text())
+
+    return train
+
+
+@pytest.mark.slow
+def test_two_processes_with_accumulation_and_an_uneven_last_step_have_the_losses_of_one(machines, train_by_row):
+    """Rows do not fill the last batch of an epoch, nor batches its last step."""
     (folder,) = machines("abcdefg")
-    monkeypatch.chdir(folder)
-    script, runs = Path(__file__).parents[1] / "pretrain_by_row.py", []
-    for processes in (1, 2):
-        own = {"output_dir": f"run-{processes}", "per_device_train_batch_size": 8 // processes}
-        own |= {"gradient_accumulation_steps": 3, "logging_steps": 1, "generator": network, "discriminator": network}
-        own |= {"max_steps": 6, "save_steps": 6, "learning_rate": 1e-4}
-        flags = [part for name, value in own.items() for part in (f"--{name}", value)]
-        torchrun(script, *COMMAND, *flags, processes=processes)
-        state = json.loads((folder / own["output_dir"] / "checkpoint-6" / "trainer_state.json").read_text())
-        runs.append(state["log_history"])
-    metrics = [json.loads((folder / f"run-{processes}" / "metrics.json").read_text()) for processes in (1, 2)]
-    one, two = ([log["loss"] for log in run if "loss" in log] for run in runs)
+    (one, metrics), (two, others) = (
+        train_by_row(folder, processes, gradient_accumulation_steps=3, per_device_train_batch_size=8 // processes)
+        for processes in (1, 2)
+    )
     assert len(set(one)) == 6 and two == pytest.approx(one, rel=1e-6)
     # An uneven step: fewer tokens than six of three micro-batches have.
-    assert metrics[0]["train_tokens"] == metrics[1]["train_tokens"] < 6 * 3 * 8 * 16
-    assert metrics[1]["eval_loss"] == pytest.approx(metrics[0]["eval_loss"], rel=1e-6)
+    assert metrics["train_tokens"] == others["train_tokens"] < 6 * 3 * 8 * 16
+    assert others["eval_loss"] == pytest.approx(metrics["eval_loss"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_from_shards_what_one_learns_with_accumulation(machines, train_by_row):
+    (folder,) = machines("abcdefg")
+    make_packed_rows(folder / "rows", sentences("abcdefg").splitlines(), vocab_size=64, tasks=3)
+    of_rows = {"packed_rows": "rows", "corpus_files": None, "test_share": None}
+    (one, metrics), (two, others) = (
+        train_by_row(folder, processes, gradient_accumulation_steps=2 // processes, **of_rows) for processes in (1, 2)
+    )
+    assert len(set(one)) == 6 and two == pytest.approx(one, rel=1e-6)
+    assert metrics["train_tokens"] == others["train_tokens"] == 6 * 2 * 4 * 16
+    assert others["eval_loss"] == pytest.approx(metrics["eval_loss"], rel=1e-6)

@@ -109,6 +109,15 @@ def test_rows_in_shards_in_an_order_that_is_computed_resume_as_exactly(check_res
     check_resume((1, 3, 4, 5), train_rows=shards, dataloader_num_workers=workers)
 
 
+def test_a_run_resumed_between_the_rows_of_two_shards_is_the_same(check_resume, make_trainer, rows, tmp_path):
+    shards = sharded(rows(12), tmp_path, [5, 7])
+    is_first = [row < 5 for row in make_trainer(train_rows=shards)._get_train_sampler()]
+    # With one row a step, the checkpoint of such a step lies on the border: the next row is of the other shard.
+    borders = [step for step in range(1, STEPS) if is_first[step - 1] != is_first[step]]
+    assert len(set(is_first[:STEPS])) == 2
+    check_resume(borders[:2], train_rows=shards, per_device_train_batch_size=1)
+
+
 def test_an_evaluation_in_between_changes_nothing(check_resume):
     check_resume((2,), eval_strategy="steps", eval_steps=2)
 
