@@ -33,7 +33,7 @@ test: install  ## every test, the slow ones included
 test-fast: install  ## the tests that take seconds
 	$(BIN)/python -m pytest -q -m "not slow"
 
-test-sweeps: install  ## every case of what `make test` takes a sample of: 172 kills, and every write of a run (an hour)
+test-sweeps: install  ## every case of what `make test` takes a sample of: 174 kills, and every write of a run (an hour)
 	$(BIN)/python -m pytest -q --whole-sweeps -m sweep
 	$(BIN)/python tests/recipes/sweep_every_write.py
 

@@ -15,17 +15,19 @@ VOCABULARY = {"vocab_size": 192, "tokenizer_type": "wordpiece", "lowercase": Fal
 
 
 def write_corpus(folder: Path) -> None:
-    """Two files with sentences in common, the larger one dealt out over all tasks."""
+    """Two files with documents in common, some in capitals, the larger one dealt out over all tasks."""
     words = "la knabo vidas belan hundon kaj ĉevalon sur ŝia ĝardeno antaŭ ĵaŭdo".split()
     lines = [" ".join(words[(i * step) % len(words)] for step in range(1, 8)) + f" {i}." for i in range(2000)]
-    (folder / "a.txt").write_text("\n".join(lines), encoding="utf-8")
-    (folder / "b.txt").write_text("\n".join(lines[:500:-3]), encoding="utf-8")
+    (folder / "a.txt").write_text("\n\n".join(lines), encoding="utf-8")
+    others = [line.upper() for line in lines[:500:-3]] + lines[:500:-7]
+    (folder / "b.txt").write_text("\n\n".join(others), encoding="utf-8")
 
 
 def start(corpus: Path, folder: Path, **settings) -> Iterator[tuple[str, int, float]]:
     """What prepare_shards.py does, up to each stage that this yields; `settings` are those of `ShardArguments`."""
-    shards = ShardArguments(output_dir=str(folder), tasks=TASKS, **settings)
-    arguments = CorpusArguments([str(corpus / "a.txt"), str(corpus / "b.txt")], test_share=0.1)
+    shards = ShardArguments(output_dir=str(folder), tasks=TASKS, near_duplicates=0.9, **settings)
+    files = [str(corpus / "a.txt"), str(corpus / "b.txt")]
+    arguments = CorpusArguments(files, text_unit="document", test_share=0.1)
     job = plan_job(shards, arguments, VOCABULARY, max_length=16)
     begin(job)
     remove_faults(job.folder, shards.own_tasks)

@@ -59,7 +59,7 @@ def make_packed_rows(folder, texts, tasks=2, vocab_size=128, max_length=16):
     from electra_hf.text.corpus import CorpusArguments
     from electra_hf.text.packed_rows import seal
     from electra_hf.text.shard_job import ShardArguments, begin, plan_job
-    from electra_hf.text.stages import STAGES, run_task
+    from electra_hf.text.stages import STAGES, run_task, stages_of
 
     corpus = folder.with_name(f"{folder.name}.txt")
     corpus.write_text("\n".join(texts), encoding="utf-8")
@@ -67,8 +67,8 @@ def make_packed_rows(folder, texts, tasks=2, vocab_size=128, max_length=16):
     arguments = CorpusArguments([str(corpus)], test_share=0.1)
     job = plan_job(ShardArguments(str(folder), tasks=tasks), arguments, vocabulary, max_length)
     begin(job)
-    for name, stage in STAGES.items():
-        for task in range(stage.tasks(job)):
+    for name in stages_of(job):
+        for task in range(STAGES[name].tasks(job)):
             run_task(job, name, task)
     seal(job)
     return folder

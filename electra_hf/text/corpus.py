@@ -209,16 +209,18 @@ def make_report(
     tagged: TaggedSentences,
     test_share: float,
     text_unit: str,
+    columns: tuple[str, ...] = COUNTS,
 ) -> dict:
     """The report of `load_corpus` and, for each split, the fingerprint of its texts. A warning names empty sources.
 
-    `sources`: names and counts; `sizes`: of each split. Raises `InputError` where nothing is left.
+    `sources`: names and counts; `sizes`: of each split; `columns`: which counts are reported. Raises `InputError`
+    where nothing is left.
     """
     # One warning for all: of ten thousand files, thousands may be empty.
     _warn_of_empty([name for name, counts in sources if not counts["read"]])
     report = {
-        "sources": [{"name": name} | _all_counts(counts) for name, counts in sources],
-        "total": _all_counts(sum((counts for _, counts in sources), Counter())),
+        "sources": [{"name": name} | _all_counts(counts, columns) for name, counts in sources],
+        "total": _all_counts(sum((counts for _, counts in sources), Counter()), columns),
         "splits": sizes,
         "test_share": test_share,
         "text_unit": text_unit,
@@ -272,8 +274,8 @@ def _units(text_unit):
     return "sentences" if text_unit == "line" else "documents"
 
 
-def _all_counts(counts):
-    return {name: counts[name] for name in COUNTS}
+def _all_counts(counts, columns):
+    return {name: counts[name] for name in columns}
 
 
 def _check_not_empty(report):
@@ -394,7 +396,7 @@ class SeenHashes:
 def format_report(report: dict) -> str:
     """The report as a short table, one line per source, and one line per split."""
     # A column that is zero everywhere is left out, so that the table stays narrow.
-    columns = [name for name in COUNTS if name in ("read", "kept") or report["total"][name]]
+    columns = [name for name, number in report["total"].items() if name in ("read", "kept") or number]
     sources = report["sources"] if len(report["sources"]) <= 20 else []  # a folder of a thousand files: the sum only
     rows = [source | {"name": PurePosixPath(source["name"]).name} for source in sources]
     rows.append({"name": f"total of {len(report['sources'])}"} | report["total"])

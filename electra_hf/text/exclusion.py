@@ -48,8 +48,17 @@ def sentence_key(text: str) -> str:
     return _join(_spell(text))
 
 
+def spelled_words(text: str) -> list[str]:
+    """The words of a text in lower case, without punctuation; a character of a script without blanks is a word."""
+    return _split(_spell(text))
+
+
+def _split(spelling):
+    return spelling.replace(END, " ").split()
+
+
 def _join(spelling):
-    return "".join(spelling.replace(END, " ").split())
+    return "".join(_split(spelling))
 
 
 class TaggedSentences:
@@ -63,7 +72,7 @@ class TaggedSentences:
         self._by_start = defaultdict(set)
         for spelling in spellings:
             key = _join(spelling)
-            if len(key) >= FEWEST_CHARACTERS or len(spelling.replace(END, " ").split()) >= FEWEST_WORDS:
+            if len(key) >= FEWEST_CHARACTERS or len(_split(spelling)) >= FEWEST_WORDS:
                 self._by_start[key[:START]].add(key)
 
     @classmethod
@@ -93,7 +102,7 @@ class TaggedSentences:
     def find(self, text: str) -> set[str]:
         """The keys of the tagged sentences that the text is or holds, as a sentence of it or from word to word."""
         spelling = _spell(text)
-        words = spelling.replace(END, " ").split()
+        words = _split(spelling)
         key = "".join(words)
         found = {key} & self._number_of.keys()
         # A text of one sentence is looked up above; only one that has an end inside is taken apart.

@@ -10,6 +10,7 @@ from electra_hf.errors import InputError
 from electra_hf.files import UNFINISHED, write_text
 from electra_hf.text.corpus import CorpusArguments, content_of
 from electra_hf.text.names import TAGGED_SUFFIXES, refuse_blank_settings
+from electra_hf.text.near_duplicates import HIGHEST, LOWEST
 from electra_hf.text.packed_rows import is_sealed, read_manifest
 from electra_hf.text.prepared import cache_folder
 from electra_hf.text.run_tokenizer import digest_tokenizer
@@ -38,6 +39,13 @@ class ShardArguments:
         default=None, metadata={"help": "Several machines by hand: how many tasks this one runs (default: all)."}
     )
 
+    near_duplicates: float | None = field(
+        default=None,
+        metadata={
+            "help": "Leave out each document that is this similar (Jaccard, runs of five words) to an earlier one, "
+            "such as 0.7. Default: only equal ones are left out."
+        },
+    )
     dry_run: bool = field(default=False, metadata={"help": "slurm: print what would be submitted, and write nothing."})
     memory_gb: int = field(default=4, metadata={"help": "slurm, ray: memory of a task, in GB."})
     slurm_partition: str = field(default="cpu", metadata={"help": "slurm: the partition."})
@@ -51,6 +59,10 @@ class ShardArguments:
         for name in ("tasks", "workers", "memory_gb"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}.")
+        if self.near_duplicates is not None and not LOWEST <= self.near_duplicates <= HIGHEST:
+            raise InputError(
+                f"near_duplicates: expected a similarity from {LOWEST} to {HIGHEST}, got {self.near_duplicates}."
+            )
         # The own tasks go from task_offset to before `last`.
         last = self.task_offset + (self.tasks - self.task_offset if self.local_tasks is None else self.local_tasks)
         if not 0 <= self.task_offset < last <= self.tasks:
@@ -94,6 +106,11 @@ def plan_job(
     # Packing checks this too, but only in the last stage.
     if max_length < 3:
         raise InputError(f"max_length: expected at least 3, [CLS] and [SEP] included, got {max_length}.")
+    if shards.near_duplicates is not None and corpus.text_unit == "line":
+        raise InputError(
+            "near_duplicates: are looked for among documents, since a sentence has too few words to compare. Set "
+            "text_unit: document, or leave it out."
+        )
     # A tokenizer counts by what it does: another one may lie under the same name when the job goes on.
     if tokenizer:
         vocabulary = {"tokenizer_name_or_path": digest_tokenizer(load_tokenizer(tokenizer))}
@@ -101,10 +118,12 @@ def plan_job(
     tagged = find_sources(corpus.exclude_files, downloads, TAGGED_SUFFIXES)
     # Only settings that decide what is written. Others, such as the cache folder, may change between two starts.
     names = (*READING, "test_share")
+    # Not among the settings where it is off: such a job is the one that it was before there was this setting.
+    near = {} if shards.near_duplicates is None else {"near_duplicates": shards.near_duplicates}
     return Job(
         folder=str(Path(shards.output_dir).resolve()),
         tasks=shards.tasks,
-        settings={name: getattr(corpus, name) for name in names} | vocabulary | {"max_length": max_length},
+        settings={name: getattr(corpus, name) for name in names} | near | vocabulary | {"max_length": max_length},
         sources=[_describe(source) for source in find_sources(corpus.corpus_files, downloads)],
         tagged=[_describe(source) for source in tagged],
         tokenizer=tokenizer,

@@ -25,7 +25,7 @@ from datatrove.pipeline.base import PipelineStep
 from electra_hf.errors import InputError, disk_fault
 from electra_hf.text.packed_rows import is_sealed, seal
 from electra_hf.text.shard_job import ShardArguments, read_faults, write_fault
-from electra_hf.text.stages import STAGES, WORK, Job, run_task
+from electra_hf.text.stages import STAGES, WORK, Job, run_task, stages_of
 
 SEAL = "seal"
 LOOK_AGAIN = 2  # seconds between two looks at what other machines have finished
@@ -220,7 +220,7 @@ def run_stages(job: Job, shards: ShardArguments) -> Iterator[tuple[str, int, flo
 
     Yields the name of each stage, how many tasks were run, and the seconds that they took. Raises `InputError`.
     """
-    for stage in () if is_sealed(job.folder) else STAGES:
+    for stage in () if is_sealed(job.folder) else stages_of(job):
         executor, began = make_executor(job, stage, shards), time.perf_counter()
         if missing := len(executor.get_incomplete_ranks(executor.own_tasks)):
             executor.run()
@@ -251,7 +251,7 @@ def _wait_for_others(job, is_missing):
 def submit(job: Job, shards: ShardArguments) -> None:
     """Give all stages that are not done to Slurm. The last job seals the folder; nobody has to wait for it here."""
     executor = None
-    for stage in (*STAGES, SEAL):
+    for stage in (*stages_of(job), SEAL):
         executor = make_executor(job, stage, shards, depends=executor)
     # The last one is enough: datatrove first submits the job that it depends on.
     try:
@@ -264,7 +264,7 @@ def submit(job: Job, shards: ShardArguments) -> None:
 
 def scripts(job: Job, shards: ShardArguments) -> Iterator[str]:
     """The scripts that `submit` gives to sbatch, each of them when the one before has ended well."""
-    for stage in (*STAGES, SEAL):
+    for stage in (*stages_of(job), SEAL):
         yield make_executor(job, stage, shards).script()
 
 

@@ -1,14 +1,19 @@
-"""Shards in five stages, for a corpus too large for one machine. Each stage reads what the one before left on disk.
+"""Shards in five stages, for a corpus too large for one machine. Each stage reads what those before left on disk.
 
 clean        texts of this task's part, cleaned, each once within the task; their hashes, sorted
 duplicates   of one range of hashes: which texts of which task another task had before
+(three stages more where near-duplicates are looked for, as `near_duplicates` says how)
+bands        the bands of each text of the task, sorted
+links        of one range of bands: which texts have the same one
+clusters     all texts that have an earlier near-duplicate (one task)
 texts        what is left, split into train and test
 tokenizer    trained on an even sample of all tasks (one task)
 rows         packed to exactly L ids
 
-The stages keep the same texts as `load_corpus`, with any number of tasks: of equal ones the first in the order of the
-corpus. Every task writes one folder, whole or not at all, and a folder that is there is never made again. So a
-task may be killed, started again or given out twice; what it writes depends on the job and its own number alone.
+The stages keep the same texts with any number of tasks: of equal ones the first in the order of the corpus. Where no
+near-duplicates are looked for, they are those of `load_corpus`. Every task writes one folder, whole or not at all, and
+a folder that is there is never made again. So a task may be killed, started again or given out twice; what it writes
+depends on the job and its own number alone.
 """
 
 from collections import Counter
@@ -24,9 +29,10 @@ import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 
 from electra_hf.files import digest, folder_once, read_json, write_json
-from electra_hf.text.corpus import PREPARATION, SeenHashes, SplitWriter, clean_batch, make_report, split_batch
+from electra_hf.text.corpus import COUNTS, PREPARATION, SeenHashes, SplitWriter, clean_batch, make_report, split_batch
 from electra_hf.text.exclusion import TaggedSentences
 from electra_hf.text.fingerprint import fingerprint_of
+from electra_hf.text.near_duplicates import bands_of, cluster, link, shape_of_bands
 from electra_hf.text.packing import row_settings, write_rows
 from electra_hf.text.prepared import read_arrow
 from electra_hf.text.readers import read_sentences
@@ -44,7 +50,8 @@ BLOCKS_AT_A_TIME = 80  # about ten thousand texts, as many as `load_corpus` take
 # `place` is the number of the source, then 40 bits for the number of the block: places sort as the corpus does.
 CLEANED = pa.schema({"text": pa.string(), "hash": pa.uint64(), "place": pa.uint64()})
 # What decides what is written: a job that an older version began is not mixed with what this one makes.
-CODE = [*PREPARATION, *(digest(Path(__file__).with_name(f"{name}.py")) for name in ("stages", "packing"))]
+CODE_FILES = ("stages", "packing", "near_duplicates")
+CODE = [*PREPARATION, *(digest(Path(__file__).with_name(f"{name}.py")) for name in CODE_FILES)]
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,7 @@ class Stage:
     name: str
     run: Callable[[Job, int, Path], None]
     is_single: bool = False  # one task alone
+    needs: str | None = None  # a setting: a job without it has no such stage
 
     def tasks(self, job: Job) -> int:
         """How many tasks it has."""
@@ -193,18 +201,25 @@ def read_blocks(job: Job, task: int, number: int, counts: Counter) -> Iterator[t
 
 def list_duplicates(job: Job, task: int, folder: Path) -> None:
     """Of one range of hashes, write which ones each task must drop, sorted, and where the ones of each task begin."""
-    hashes, places = [], []
-    low, high = (edge * 2**64 // job.tasks for edge in (task, task + 1))
-    for output in job.outputs("clean"):
-        all_hashes = np.load(output / "hashes.npy", mmap_mode="r")
-        start = np.searchsorted(all_hashes, np.uint64(low))
-        # The upper edge of the last range, 2**64, is no uint64.
-        stop = len(all_hashes) if task + 1 == job.tasks else np.searchsorted(all_hashes, np.uint64(high))
-        hashes.append(np.array(all_hashes[start:stop]))  # a copy, so that no file stays mapped
-        places.append(np.array(np.load(output / "places.npy", mmap_mode="r")[start:stop]))
+    hashes, places = _read_range(job, "clean", ("hashes", "places"), task)
     dropped = find_duplicates(hashes, places)
     np.save(folder / "hashes.npy", np.concatenate(dropped))
     np.save(folder / "starts.npy", np.cumsum([0, *map(len, dropped)]))
+
+
+def _read_range(job, stage, names, task):
+    # For each name, the arrays of all tasks of the stage. Those of the first name are sorted: of all of them, what is
+    # read is the part where these are in the task's range.
+    columns = [[] for _ in names]
+    low, high = (edge * 2**64 // job.tasks for edge in (task, task + 1))
+    for output in job.outputs(stage):
+        arrays = [np.load(output / f"{name}.npy", mmap_mode="r") for name in names]
+        start = np.searchsorted(arrays[0], np.uint64(low))
+        # The upper edge of the last range, 2**64, is no uint64.
+        stop = len(arrays[0]) if task + 1 == job.tasks else np.searchsorted(arrays[0], np.uint64(high))
+        for column, array in zip(columns, arrays, strict=True):
+            column.append(np.array(array[start:stop]))  # a copy, so that no file stays mapped
+    return columns
 
 
 def find_duplicates(hashes: list[np.ndarray], places: list[np.ndarray]) -> list[np.ndarray]:
@@ -223,25 +238,67 @@ def find_duplicates(hashes: list[np.ndarray], places: list[np.ndarray]) -> list[
     return np.split(all_hashes[later], np.cumsum(np.bincount(tasks[later], minlength=len(hashes)))[:-1])
 
 
+def make_bands(job: Job, task: int, folder: Path) -> None:
+    """Write the bands of the task's texts, sorted, and the number of the text that has each."""
+    shape = shape_of_bands(job.settings["near_duplicates"])
+    bands, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
+    for table in _cleaned_tables(job.output("clean", task) / "texts.arrow"):
+        some = [bands_of(text, *shape) for text in table["text"].to_pylist()]
+        bands.append(np.concatenate([bands[0], *some]))
+        numbers.append(np.repeat(number_texts(table["place"].to_numpy()), list(map(len, some))))
+    bands, numbers = np.concatenate(bands), np.concatenate(numbers)
+    order = np.argsort(bands)
+    np.save(folder / "bands.npy", bands[order])
+    np.save(folder / "numbers.npy", numbers[order])
+
+
+def number_texts(places: np.ndarray) -> np.ndarray:
+    """A number for each text, (N,) uint64, that rises in the order of the corpus. `places` (N,) of whole blocks."""
+    _, starts, sizes = np.unique(places, return_index=True, return_counts=True)
+    blocks = places & np.uint64(2**40 - 1)
+    # The number of the source, then 40 bits for BLOCK * block + the place inside the block.
+    inside = np.arange(len(places)) - np.repeat(starts, sizes)
+    return places + blocks * np.uint64(BLOCK - 1) + inside.astype(np.uint64)
+
+
+def link_texts(job: Job, task: int, folder: Path) -> None:
+    """Of one range of bands, write which texts share one."""
+    np.save(folder / "links.npy", link(*map(np.concatenate, _read_range(job, "bands", ("bands", "numbers"), task))))
+
+
+def cluster_texts(job: Job, task: int, folder: Path) -> None:
+    """Write the numbers of all texts that are left out, sorted."""
+    clusters = np.empty((2, 0), np.uint64)
+    # One output after the other: what is kept in memory grows with the near-duplicates, not with their links.
+    for output in job.outputs("links"):
+        clusters = cluster(np.concatenate([clusters, np.load(output / "links.npy")], axis=1))
+    np.save(folder / "dropped.npy", clusters[1])
+
+
 def split_texts(job: Job, task: int, folder: Path) -> None:
-    """Drop what another task had before, and write what is left to `train.arrow` and `test.arrow`."""
+    """Drop what another task had before, and near-duplicates; write what is left to `train.arrow` and `test.arrow`."""
     # The ranges of hashes come in their order, and each is sorted: so is the whole.
-    dropped = np.concatenate([_dropped(output, task) for output in job.outputs("duplicates")])
-    duplicates = Counter()
+    duplicates = np.concatenate([_dropped(output, task) for output in job.outputs("duplicates")])
+    near_duplicates = _near_duplicates(job)
+    dropped = {"duplicate": Counter(), "near_duplicate": Counter()}
     with SplitWriter(folder / "train.arrow") as train, SplitWriter(folder / "test.arrow") as test:
         for table in _cleaned_tables(job.output("clean", task) / "texts.arrow"):
-            hashes = table["hash"].to_numpy()
-            is_dropped = _isin(hashes, dropped)
-            duplicates.update((table["place"].to_numpy()[is_dropped] >> np.uint64(40)).tolist())
-            texts = table["text"].filter(pa.array(~is_dropped)).to_pylist()
-            parts = split_batch({"text": texts, "hash": hashes[~is_dropped]}, job.settings["test_share"])
+            hashes, places = table["hash"].to_numpy(), table["place"].to_numpy()
+            is_duplicate = _isin(hashes, duplicates)
+            # A copy of a near-duplicate counts as a duplicate, in whatever task it is.
+            is_near_duplicate = ~is_duplicate & _isin(number_texts(places), near_duplicates)
+            for reason, where in zip(dropped, (is_duplicate, is_near_duplicate), strict=True):
+                dropped[reason].update((places[where] >> np.uint64(40)).tolist())
+            is_kept = ~(is_duplicate | is_near_duplicate)
+            texts = table["text"].filter(pa.array(is_kept)).to_pylist()
+            parts = split_batch({"text": texts, "hash": hashes[is_kept]}, job.settings["test_share"])
             train.write(parts["train"])
             test.write(parts["test"])
     writers = dict(zip(SPLITS, (train, test), strict=True))
     write_json(
         folder / "counts.json",
         {
-            "duplicates": duplicates,
+            "dropped": dropped,
             "sizes": {split: writer.size for split, writer in writers.items()},
             "fingerprints": {split: writer.fingerprint.hexdigest() for split, writer in writers.items()},
         },
@@ -251,6 +308,12 @@ def split_texts(job: Job, task: int, folder: Path) -> None:
 def _dropped(output, task):
     start, stop = np.load(output / "starts.npy")[task : task + 2]
     return np.array(np.load(output / "hashes.npy", mmap_mode="r")[start:stop])
+
+
+def _near_duplicates(job):
+    if "near_duplicates" not in job.settings:
+        return np.empty(0, np.uint64)
+    return np.load(job.output("clusters") / "dropped.npy", mmap_mode="r")
 
 
 def _cleaned_tables(path):
@@ -303,8 +366,9 @@ def merge_reports(job: Job) -> dict:
         for number, some in cleaned["sources"].items():  # JSON has made a string of each number
             counts[int(number)].update(some)
         # The stage `clean` could not know what other tasks have, and counted these as kept.
-        for number, duplicates in texts["duplicates"].items():
-            counts[int(number)].update({"kept": -duplicates, "duplicate": duplicates})
+        for reason, dropped in texts["dropped"].items():
+            for number, some in dropped.items():
+                counts[int(number)].update({"kept": -some, reason: some})
         for split in SPLITS:
             sizes[split].update(texts["sizes"][split])
             fingerprints[split].append(texts["fingerprints"][split])
@@ -315,6 +379,7 @@ def merge_reports(job: Job) -> dict:
         tagged,
         job.settings["test_share"],
         job.settings["text_unit"],
+        (*COUNTS, "near_duplicate") if "near_duplicates" in job.settings else COUNTS,
     )
 
 
@@ -337,8 +402,16 @@ STAGES = {
     for stage in (
         Stage("clean", clean_texts),
         Stage("duplicates", list_duplicates),
+        Stage("bands", make_bands, needs="near_duplicates"),
+        Stage("links", link_texts, needs="near_duplicates"),
+        Stage("clusters", cluster_texts, is_single=True, needs="near_duplicates"),
         Stage("texts", split_texts),
         Stage("tokenizer", make_tokenizer, is_single=True),
         Stage("rows", pack_rows),
     )
 }
+
+
+def stages_of(job: Job) -> list[str]:
+    """The names of the stages that a job goes through, in their order."""
+    return [name for name, stage in STAGES.items() if stage.needs is None or stage.needs in job.settings]

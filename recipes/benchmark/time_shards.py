@@ -1,6 +1,6 @@
-"""Time and memory of each stage of prepare_shards.py: seconds, CPU seconds and memory of a task, with 1 and 2 workers.
+"""Time and memory of each stage of prepare_shards.py: seconds, CPU seconds and memory of a task, with 1 to N workers.
 
-python recipes/benchmark/time_shards.py --corpus_files … --output_dir FOLDER --tasks 8 [--vocab_size …]
+python recipes/benchmark/time_shards.py --corpus_files … --output_dir FOLDER --tasks 8 --workers 2 [--vocab_size …]
 """
 
 import json
@@ -14,7 +14,7 @@ from electra_hf.recipe import run_recipe
 from electra_hf.text.corpus import CorpusArguments
 from electra_hf.text.shard_job import ShardArguments, begin, plan_job
 from electra_hf.text.shards import run_in_processes
-from electra_hf.text.stages import STAGES, run_task
+from electra_hf.text.stages import STAGES, run_task, stages_of
 from electra_hf.training.arguments import TokenizerArguments
 
 
@@ -23,10 +23,11 @@ def main(shards, corpus, tokens):
     begin(job)
     measures = Path(job.folder) / "measures"
     measures.mkdir()
-    for name, stage in STAGES.items():
+    for name in stages_of(job):
+        stage = STAGES[name]
         tasks = list(range(stage.tasks(job)))
         # A stage is made anew for each number of workers: a folder that is there would not be made again.
-        for workers in (1,) if stage.is_single else (1, 2):
+        for workers in range(1, 2 if stage.is_single else shards.workers + 1):
             shutil.rmtree(job.output(name).parent, ignore_errors=True)
             began = time.perf_counter()
             # A process for each task also with one worker, so that the memory is that of a task.

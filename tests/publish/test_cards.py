@@ -352,10 +352,12 @@ def test_a_damaged_file_of_the_run_is_named(run, content):
         fill_discriminator_card(run)
 
 
-def test_a_corpus_of_documents_says_documents(run):
-    (run / "corpus.json").write_text(json.dumps(CORPUS | {"text_unit": "document"}))
+def test_a_corpus_of_documents_says_documents_and_near_duplicates(run):
+    total = CORPUS["total"] | {"near_duplicate": 12}
+    (run / "corpus.json").write_text(json.dumps(CORPUS | {"text_unit": "document", "total": total}))
     text = fill_discriminator_card(run).read_text()
     assert "| source | documents read | kept |" in text and "Training read 990 documents" in text
+    assert "Not kept: 190 exact duplicates, 12 near-duplicates, 3 empty" in text
 
 
 def test_values_given_win_over_values_found(run):

@@ -127,6 +127,23 @@ def test_a_finished_job_is_found_finished_and_another_one_is_refused(shards, run
     assert content(shards / "shards") == before
 
 
+def test_near_duplicates_are_left_out_where_they_are_asked_for(folder, run_recipe):
+    lines = (folder / "corpus.txt").read_text().splitlines()
+    documents = [" ".join(lines[start : start + 10]) for start in range(0, 1500, 10)]
+    (folder / "corpus.txt").write_text("\n\n".join(documents + [text.replace(".", ";") for text in documents[:20]]))
+    asked = prepare_flags(folder, near_duplicates=0.9)
+    check_refused(run_recipe("prepare_shards.py", *asked), "near_duplicates: are looked for among documents")
+    assert nothing_in(folder / "shards")
+    result = run_recipe("prepare_shards.py", *asked, "--text_unit", "document")
+    assert result.returncode == 0, result.stderr
+    assert "clusters: 1 tasks" in result.stdout and "near duplicate\n" in result.stdout
+    report = json.loads((folder / "shards" / "corpus.json").read_text())
+    assert (report["total"]["near_duplicate"], report["total"]["kept"]) == (20, 150)
+    card = (folder / "shards" / "README.md").read_text()
+    assert "20 near-duplicates (MinHash, Jaccard similarity 0.9)" in card and "documents held out" not in card
+    assert "| source | documents read | kept |" in card
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

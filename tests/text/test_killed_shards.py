@@ -15,7 +15,7 @@ from train_until_killed import kill_after, kill_at
 
 from electra_hf.files import digest_folder
 
-RENAMES = 4 * TASKS + 1  # a folder for each task of four stages, and one tokenizer
+RENAMES = 6 * TASKS + 3  # a folder for each task of six stages, the job, the clusters and the tokenizer
 KILLS = [
     *(("electra_hf.files.os.rename", call) for call in range(1, RENAMES + 1)),
     *(("electra_hf.text.stages.write_rows", call) for call in range(1, 2 * TASKS + 1)),

@@ -19,7 +19,17 @@ from electra_hf.text.corpus import CorpusArguments, load_corpus
 from electra_hf.text.packed_rows import open_packed_rows, seal
 from electra_hf.text.packing import pack_dataset
 from electra_hf.text.shard_job import ShardArguments, begin, plan_job
-from electra_hf.text.stages import BLOCK, STAGES, Job, dealt_sources, find_duplicates, read_blocks, run_task
+from electra_hf.text.stages import (
+    BLOCK,
+    STAGES,
+    Job,
+    dealt_sources,
+    find_duplicates,
+    number_texts,
+    read_blocks,
+    run_task,
+    stages_of,
+)
 from electra_hf.text.tokenization import train_tokenizer
 
 VOCABULARY = {"vocab_size": 192, "tokenizer_type": "wordpiece", "lowercase": False}
@@ -62,16 +72,18 @@ def arguments(corpus, **settings):
     )
 
 
-def plan(corpus, folder, tasks=1, max_length=16, tokenizer=None, vocabulary=VOCABULARY, **settings):
-    shards = ShardArguments(output_dir=str(folder), tasks=tasks)
+def plan(
+    corpus, folder, tasks=1, max_length=16, tokenizer=None, vocabulary=VOCABULARY, near_duplicates=None, **settings
+):
+    shards = ShardArguments(output_dir=str(folder), tasks=tasks, near_duplicates=near_duplicates)
     return plan_job(shards, arguments(corpus, **settings), vocabulary, max_length, tokenizer)
 
 
 def run_all(job, chance=None):
     """All stages in this process, the tasks of each in any order."""
     begin(job)
-    for name, stage in STAGES.items():
-        tasks = list(range(stage.tasks(job)))
+    for name in stages_of(job):
+        tasks = list(range(STAGES[name].tasks(job)))
         if chance:
             chance.shuffle(tasks)
         for task in tasks:
@@ -246,6 +258,73 @@ def test_a_folder_with_other_files_is_refused(corpus, tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match="holds something else .thesis.tex"):
         begin(plan(corpus, tmp_path))
+
+
+def change_one_word(text):
+    words = text.split()
+    words[len(words) // 2] = "ŝanĝita"
+    return " ".join(words)
+
+
+@pytest.fixture(scope="module")
+def near_copies(tmp_path_factory):
+    """A folder of documents in three files, with changed copies in others; and the documents that should stay."""
+    folder, chance = tmp_path_factory.mktemp("documents"), random.Random(5)
+    vocabulary = ["".join(chance.choices("abcdefghijkl", k=6)) for _ in range(2000)]
+    texts = [" ".join(chance.choices(vocabulary, k=80)) for _ in range(300)]
+    early, late = (list(map(change_one_word, some)) for some in (texts[:40], texts[40:100]))
+    write = {"a": early, "b": texts[:250], "c": late + texts[250:] + texts[100:130], "d": late[:20] + early[:5]}
+    for name, some in write.items():
+        (folder / f"{name}.txt").write_text("\n\n".join(some))
+    return folder, early + texts[40:]
+
+
+def plan_documents(near_copies, folder, tasks=1, **settings):
+    settings = {"test_share": 0.2, "text_unit": "document", "near_duplicates": 0.5, **settings}
+    return plan(near_copies[0], folder, tasks, corpus_files=[str(near_copies[0])], exclude_files=[], **settings)
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 7])
+def test_of_near_duplicates_the_first_of_the_corpus_stays_and_the_others_are_counted(near_copies, tmp_path, tasks):
+    job = run_all(plan_documents(near_copies, tmp_path / "shards", tasks), random.Random(tasks))
+    kept = [text for split in ("train", "test") for text in texts_of(job, split)]
+    assert Counter(kept) == Counter(near_copies[1])
+    report = read_json(job.output("tokenizer") / "corpus.json")
+    dropped = [(source["duplicate"], source["near_duplicate"], source["kept"]) for source in report["sources"]]
+    assert dropped == [(0, 0, 40), (0, 40, 210), (30, 60, 50), (25, 0, 0)]
+    assert (report["total"]["near_duplicate"], report["total"]["kept"]) == (100, 300)
+
+
+def test_shards_without_near_duplicates_are_a_function_of_the_job_too(near_copies, tmp_path):
+    for name, seed in (("one", 1), ("other", 2)):
+        seal(run_all(plan_documents(near_copies, tmp_path / name, 3), random.Random(seed)))
+    assert digest_folder(tmp_path / "one") == digest_folder(tmp_path / "other")
+
+
+def test_another_similarity_in_a_folder_begun_is_refused(near_copies, tmp_path):
+    begin(plan_documents(near_copies, tmp_path))
+    for similarity, now in ((0.7, "now 0.7"), (None, "now not set")):
+        with pytest.raises(InputError, match=f"near_duplicates was 0.5, {now}"):
+            begin(plan_documents(near_copies, tmp_path, near_duplicates=similarity))
+
+
+def test_near_duplicates_of_lines_and_numbers_that_are_no_similarity_are_refused(near_copies, tmp_path):
+    with pytest.raises(InputError, match="near_duplicates: are looked for among documents.*text_unit: document"):
+        plan_documents(near_copies, tmp_path, text_unit="line")
+    for wrong in (0.0, 1.0, 70):
+        with pytest.raises(InputError, match=f"near_duplicates: expected a similarity from 0.3 to 0.95, got {wrong}"):
+            ShardArguments(output_dir="x", near_duplicates=wrong)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(1, BLOCK)), max_size=9))
+def test_the_numbers_of_texts_rise_in_the_order_of_the_corpus(blocks):
+    places = [np.repeat(np.uint64(source << 40 | block), size) for source, block, size in blocks]
+    places = {int(some[0]): some for some in places}  # a block is one task's
+    numbers = number_texts(np.concatenate([np.empty(0, np.uint64), *(places[place] for place in sorted(places))]))
+    assert (numbers[1:] > numbers[:-1]).all()
+    # Another task, which has one of the blocks alone, gives its texts the same numbers.
+    alone = [number for place in sorted(places) for number in number_texts(places[place]).tolist()]
+    assert alone == numbers.tolist()
 
 
 @pytest.mark.parametrize(
