@@ -28,6 +28,18 @@ def can_compile(use_cpu: bool) -> bool:
     return "CC" in os.environ or any(map(shutil.which, _COMPILERS))  # Triton builds its launchers with one
 
 
+def combine_launches(arguments: TrainingArguments) -> None:
+    """Let a step that is compiled for a GPU start kernels that need not wait for each other with one launch.
+
+    Autocast casts each weight by itself, and a compiled step then starts more kernels for casts than for all else
+    (recipes/benchmark/LOG.md has the numbers). A compiled step on a CPU stays as it is.
+    """
+    if arguments.torch_compile and arguments.device.type == "cuda":
+        from torch._inductor import config  # here, since it takes as long to import as PyTorch itself
+
+        config.combo_kernels = True
+
+
 def lacks_float64() -> bool:
     """Whether the device is Apple's, which has no float64: the sums of the metrics need it."""
     return not torch.cuda.is_available() and torch.backends.mps.is_available()
@@ -54,18 +66,22 @@ class DeviceArguments(TrainingArguments):
     def _settle_precision(self):
         """Choose what was left open. What the user or accelerate's own settings have chosen stays."""
         use_cpu = wants_cpu(self)
+        own = choose_precision(use_cpu)
         # Given to `accelerate launch`, it comes as a variable; "no" is what accelerate writes where nobody chose.
         precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         if precision == "no":
-            precision = choose_precision(use_cpu)
+            precision = own
         if self.bf16 is None and self.fp16 is None:
             self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
         # One of the two may be given and the other still None.
         self.bf16, self.fp16 = bool(self.bf16), bool(self.fp16)
-        if self.bf16 and not use_cpu and not torch.accelerator.is_available():
+        way_out = "Leave it out, and the device decides: bf16 or fp16 on a GPU, fp32 elsewhere"
+        has_gpu = own != "fp32" or (torch.accelerator.is_available() and not use_cpu)
+        if self.fp16 and not has_gpu:
+            raise InputError(f"fp16: only a GPU trains in it, and this run has none. {way_out}.")
+        if self.bf16 and not has_gpu and not use_cpu:
             raise InputError(
-                "bf16: there is no GPU here. Leave it out, and the device decides: bf16 or fp16 on a GPU, fp32 "
-                "elsewhere; or set use_cpu: true, to train in bf16 on this processor."
+                f"bf16: there is no GPU here. {way_out}; or set use_cpu: true, to train in bf16 on this processor."
             )
 
     def describe_device(self) -> str:

@@ -1,7 +1,10 @@
 """What the device decides where the settings leave it open, and that whoever chooses is followed or refused."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+import torch._inductor.config
 
 from electra_hf import ElectraTrainer
 from electra_hf.errors import InputError
@@ -9,7 +12,7 @@ from electra_hf.recipe import parse_arguments
 from electra_hf.tasks.classifying import ClassifierTrainingArguments
 from electra_hf.tasks.finetuning import FinetuningArguments
 from electra_hf.training.arguments import PretrainingArguments
-from electra_hf.training.device import can_compile, choose_precision
+from electra_hf.training.device import can_compile, choose_precision, combine_launches
 
 
 @pytest.fixture
@@ -91,6 +94,21 @@ def test_compile_on_gpu_compiles_nothing_on_a_cpu_and_torch_compile_does(monkeyp
     assert settle(monkeypatch, tmp_path, "--torch_compile") == (False, False, True)
 
 
+@pytest.mark.parametrize(
+    ("device", "compiled", "combines"), [("cuda", True, True), ("cuda", False, False), ("cpu", True, False)]
+)
+def test_kernels_share_a_launch_where_a_step_is_compiled_for_a_gpu_alone(device, compiled, combines):
+    with torch._inductor.config.patch(combo_kernels=False):  # it puts the value back
+        combine_launches(SimpleNamespace(device=torch.device(device), torch_compile=compiled))
+        assert torch._inductor.config.combo_kernels is combines
+
+
+def test_the_trainer_asks_for_it(make_trainer, monkeypatch):
+    asked = []
+    monkeypatch.setattr("electra_hf.training.trainer.combine_launches", asked.append)
+    assert asked == [make_trainer().args]
+
+
 @pytest.mark.parametrize("recipe", [PretrainingArguments, FinetuningArguments])
 def test_a_precision_that_accelerate_was_set_to_counts_as_chosen(monkeypatch, tmp_path, recipe):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
@@ -104,6 +122,15 @@ def test_a_precision_that_accelerate_was_set_to_counts_as_chosen(monkeypatch, tm
 def test_bf16_on_a_machine_without_a_gpu_is_refused_with_the_way_out(tmp_path, recipe):
     with pytest.raises(InputError, match="bf16: there is no GPU here. Leave it out"):
         recipe(str(tmp_path), bf16=True, report_to="none")
+
+
+@pytest.mark.parametrize("recipe", [PretrainingArguments, FinetuningArguments])
+def test_fp16_on_a_processor_is_refused_at_the_start_however_it_was_asked_for(tmp_path, monkeypatch, recipe):
+    with pytest.raises(InputError, match="fp16: only a GPU trains in it, .* Leave it out"):
+        recipe(str(tmp_path), fp16=True, use_cpu=True, report_to="none")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(InputError, match="fp16: only a GPU trains in it"):
+        recipe(str(tmp_path), use_cpu=True, report_to="none")
 
 
 def test_a_mac_trains_on_its_processor_because_its_gpu_has_no_float64(monkeypatch, tmp_path):
