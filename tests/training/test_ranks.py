@@ -166,7 +166,8 @@ def train_by_row(folder, processes, **settings):
     own |= {"gradient_accumulation_steps": 3, "logging_steps": 1, "generator": network, "discriminator": network}
     own |= {"max_steps": 6, "save_steps": 6, "learning_rate": 1e-4, **settings}
     flags = [part for name, value in own.items() for part in (f"--{name}", value)]
-    output = torchrun(Path(__file__).parents[1] / "pretrain_by_row.py", *COMMAND, *flags, processes=processes)
+    script = Path(__file__).parents[1] / "pretrain_by_row.py"
+    output = torchrun(script, *COMMAND, *flags, processes=processes, timeout=600)
     state = json.loads((folder / own["output_dir"] / "checkpoint-6" / "trainer_state.json").read_text())
     metrics = json.loads((folder / own["output_dir"] / "metrics.json").read_text())
     return [log["loss"] for log in state["log_history"] if "loss" in log], metrics, output
