@@ -50,7 +50,7 @@ lint: install  ## ruff: style and formatting
 benchmark-peers: install .venv-peers/.installed  ## time training steps here, simpletransformers beside them
 	$(BIN)/python recipes/benchmark/benchmark.py --peers_python .venv-peers/bin/python
 
-benchmark-gpu: install  ## whoever has a GPU: is it right there, how fast, where the time goes (ten minutes, no network)
+benchmark-gpu: install  ## whoever has a GPU: is it right there, how fast, where the time goes (a quarter of an hour, no network)
 	$(BIN)/python recipes/benchmark/gpu.py
 
 clean:  ## remove what the runs of this folder made

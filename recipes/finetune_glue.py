@@ -72,6 +72,7 @@ def main(encoder_args, glue_args, training_args):
     output_dir = Path(training_args.output_dir)
     # Before hours are spent: which tasks can be run at all.
     tasks, absent = find_tasks(glue_args)
+    training_args.tell_device()
     results = {}
     for task in tasks:
         # Small and related tasks: the paper starts them from the MNLI model (section 3.1).

@@ -40,6 +40,7 @@ def main(encoder_args, data_args, card_args, training_args):
     inputs = make_inputs(encoder_args, data, data_args)
 
     # Fine-tuning and test, once per seed; the model that stays is the first one's, chosen before any score is known
+    training_args.tell_device()
     runs = []
     for seed in training_args.seeds:
         trainer = train_answerer(seed, encoder_args, training_args, inputs)

@@ -46,6 +46,7 @@ def main(encoder_args, data_args, card_args, training_args):
     inputs = make_inputs(encoder_args, data, data_args.max_length)
 
     # Fine-tuning and test, once per seed; the model that stays is the first one's, chosen before any score is known
+    training_args.tell_device()
     runs, answers = [], {}
     for seed in training_args.seeds:
         trainer = train_classifier(seed, encoder_args, training_args, data, inputs)

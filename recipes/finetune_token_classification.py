@@ -68,6 +68,7 @@ def main(encoder_args, data_args, card_args, training_args):
     test_windows = make_windows(test, tokenizer, config.label2id, max_length, test_counts)
 
     # Fine-tuning and test, once per seed; the model that stays is the first one's, chosen before any score is known
+    training_args.tell_device()
     runs = []
     for seed in training_args.seeds:
         trainer = fine_tune(

@@ -81,7 +81,7 @@ def main(corpus_args, tokenizer_args, model_args, card_args, training_args):
             output_dir / "recipe.yaml", corpus_args, tokenizer_args, model_args, card_args, training_args, push
         )
         print(format_report(report))
-        print(f"Training on {training_args.describe_device()}.")
+    training_args.tell_device()
     stop = CleanStop(training_args.max_train_hours)
     trainer.add_callback(stop)
     result = trainer.train(resume_from_checkpoint=checkpoint)

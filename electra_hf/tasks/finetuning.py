@@ -15,7 +15,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
-    TrainingArguments,
     set_seed,
 )
 
@@ -24,6 +23,7 @@ from electra_hf.text.tokenization import load_tokenizer
 from electra_hf.training import arguments as pretraining
 from electra_hf.training.arguments import check_fixed, check_launcher, check_training_settings
 from electra_hf.training.checkpoints import check_writable
+from electra_hf.training.device import DeviceArguments
 from electra_hf.training.progress import show_plainly
 from electra_hf.training.trackers import guard_trackers
 
@@ -54,8 +54,8 @@ FIXED = {
 
 
 @dataclass
-class FinetuningArguments(TrainingArguments):
-    """`TrainingArguments` with the paper's numbers for fine-tuning (table 7, small) as defaults."""
+class FinetuningArguments(DeviceArguments):
+    """`DeviceArguments` with the paper's numbers for fine-tuning (table 7, small) as defaults."""
 
     seeds: list[int] = field(
         default_factory=list, metadata={"help": "One run per seed, mean and sd over them (default: `seed` alone)."}

@@ -13,7 +13,7 @@ from electra_hf.errors import InputError
 from electra_hf.model.configuration import ElectraPretrainingConfig
 from electra_hf.recipe import as_dict
 from electra_hf.text.tokenization import load_tokenizer
-from electra_hf.training.device import can_compile, choose_precision, lacks_float64
+from electra_hf.training.device import DeviceArguments, can_compile, lacks_float64, wants_cpu
 
 
 @dataclass
@@ -219,8 +219,8 @@ def check_training_settings(arguments: TrainingArguments) -> None:
 
 
 @dataclass
-class PretrainingArguments(TrainingArguments):
-    """`TrainingArguments` with the paper's numbers (table 6, small) as defaults, and what exact resume needs."""
+class PretrainingArguments(DeviceArguments):
+    """`DeviceArguments` with the paper's numbers (table 6, small) as defaults, and what exact resume needs."""
 
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
     warmup_steps: float = field(default=10_000, metadata={"help": "Steps of warm-up; below 1, a share of all."})
@@ -255,9 +255,7 @@ class PretrainingArguments(TrainingArguments):
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Every step sees a batch of one shape."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "There are none."})
     ddp_broadcast_buffers: bool | None = field(default=False, metadata={"help": "Ours are constants, sent once."})
-    # Of type `bool`, so that the flag alone means true; None until `_settle_device` has chosen.
-    bf16: bool = field(default=None, metadata={"help": "bf16 products; where nothing is said, the device decides."})
-    fp16: bool = field(default=None, metadata={"help": "fp16 products; where nothing is said, the device decides."})
+    # Of type `bool`, so that the flag alone means true; None until `__post_init__` has chosen.
     torch_compile: bool = field(default=None, metadata={"help": "Compile the step, on whatever device."})
     compile_on_gpu: bool = field(
         default=False, metadata={"help": "Compile the step where the device is a GPU; torch_compile wins over it."}
@@ -265,7 +263,10 @@ class PretrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         # Before the library's own `__post_init__`, which decides by these values and then fixes them.
-        self._settle_device()
+        self.use_cpu |= lacks_float64()
+        # On a CPU a compiled step gains little, and the first one compiles for 100 s (recipes/benchmark/LOG.md).
+        if self.torch_compile is None:
+            self.torch_compile = self.compile_on_gpu and can_compile(wants_cpu(self))
         if self.tf32 is None and is_torch_tf32_available():
             self.tf32 = True  # for matrix products that stay in fp32
         check_launcher()
@@ -295,30 +296,3 @@ class PretrainingArguments(TrainingArguments):
         except RuntimeError as error:
             raise InputError(f"report_to: {error}") from None
         self.dataloader_pin_memory &= torch.cuda.is_available()  # on a CPU it does nothing but warn
-
-    def _settle_device(self):
-        """Choose what was left open. What the user or accelerate's own settings have chosen stays."""
-        self.use_cpu |= lacks_float64()
-        use_cpu = self.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1")
-        # Given to `accelerate launch`, it comes as a variable; "no" is what accelerate writes where nobody chose.
-        precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        if precision == "no":
-            precision = choose_precision(use_cpu)
-        if self.bf16 is None and self.fp16 is None:
-            self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
-        # One of the two may be given and the other still None.
-        self.bf16, self.fp16 = bool(self.bf16), bool(self.fp16)
-        if self.bf16 and not use_cpu and not torch.cuda.is_available():
-            raise InputError(
-                "bf16: there is no GPU here. Leave it out, and the device decides: bf16 or fp16 on a GPU, fp32 "
-                "elsewhere; or set use_cpu: true, to train in bf16 on this processor."
-            )
-        # On a CPU a compiled step gains little, and the first one compiles for 100 s (recipes/benchmark/LOG.md).
-        if self.torch_compile is None:
-            self.torch_compile = self.compile_on_gpu and can_compile(use_cpu)
-
-    def describe_device(self) -> str:
-        """What the run trains on, for its log: devices, precision, and whether it is compiled."""
-        precision = "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
-        compiled = "compiled" if self.torch_compile else "not compiled"
-        return f"{self.world_size} × {self.device.type}, {precision}, {compiled}"

@@ -38,6 +38,7 @@ from electra_hf.training.checkpoints import (
     rotate,
     write_manifest,
 )
+from electra_hf.training.device import combine_launches
 from electra_hf.training.identity import check_same_run, describe_run, save_identity
 from electra_hf.training.order import ComputedOrder
 from electra_hf.training.progress import show_plainly
@@ -67,6 +68,7 @@ class ElectraTrainer(Trainer):
                 "set it to 0."
             )
         super().__init__(model, args, data_collator=data_collator, **kwargs)
+        combine_launches(args)
         # Settled after the Trainer is made, which alone knows how many steps the run has.
         if args.generator_only_steps is None:
             args.generator_only_steps = self._steps_of_a_new_generator() if model.generator_is_new else 0

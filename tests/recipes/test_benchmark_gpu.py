@@ -47,4 +47,4 @@ def test_one_command_checks_the_device_times_the_steps_and_leaves_json_and_a_tab
 
 def test_an_unknown_way_is_refused(measure):
     run, _ = measure("--ways", "fast")
-    assert run.returncode == 2 and "ways: expected some of eager, compiled, graphs, got fast" in run.stderr
+    assert run.returncode == 2 and "ways: expected some of eager, compiled, apart, graphs, got fast" in run.stderr

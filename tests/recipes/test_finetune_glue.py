@@ -80,6 +80,15 @@ def test_it_goes_on_where_it_was_stopped_and_does_again_what_is_damaged_or_of_ot
     assert run(tmp_path, *seeds, "--tasks", "rte", "--learning_rate", "1e-3") == [("rte", 1), ("rte", 2)]
 
 
+def test_a_result_in_another_precision_is_made_again(run, tmp_path, monkeypatch):
+    rte = ("--seeds", 1, "--tasks", "rte")
+    assert run(tmp_path, *rte) == [("rte", 1)]
+    monkeypatch.setattr("electra_hf.training.device.choose_precision", lambda use_cpu: "bf16")  # another device
+    assert run(tmp_path, *rte) == [("rte", 1)]
+    assert run(tmp_path, *rte) == [] == run(tmp_path, *rte, "--bf16")
+    assert run(tmp_path, *rte, "--bf16", "false") == [("rte", 1)]
+
+
 def test_the_tasks_whose_files_are_absent_are_named_and_the_average_says_what_it_is_of(run, tmp_path):
     run(tmp_path, "--seeds", 1)
     table = (tmp_path / "glue.md").read_text()

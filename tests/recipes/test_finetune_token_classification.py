@@ -182,6 +182,17 @@ def test_the_spread_and_the_unknown_labels_are_printed(run, tmp_path):
     assert "INTJ (1)" in printed
 
 
+@pytest.mark.parametrize(("flags", "precision"), [({}, "bf16"), ({"bf16": False}, "fp32")])
+def test_the_precision_is_the_device_s_where_nothing_is_said_and_it_is_told_and_recorded(
+    run, tmp_path, monkeypatch, flags, precision
+):
+    monkeypatch.setattr("electra_hf.training.device.choose_precision", lambda use_cpu: "bf16")
+    printed = run(tmp_path / "run", num_train_epochs=1, **flags)
+    assert printed.count("Training on") == printed.count(f"Training on 1 × cpu, {precision}, not compiled.\n") == 1
+    recorded = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert (recorded["bf16"], recorded["fp16"]) == (precision == "bf16", False)
+
+
 def test_a_share_is_held_out_where_there_is_no_test_file(run, tmp_path, inputs):
     tagged = "".join(f"la DET\nvorto{i} NOUN\n\n" for i in range(50))
     (tmp_path / "train.txt").write_text(tagged)

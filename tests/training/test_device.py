@@ -1,13 +1,18 @@
 """What the device decides where the settings leave it open, and that whoever chooses is followed or refused."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+import torch._inductor.config
 
 from electra_hf import ElectraTrainer
 from electra_hf.errors import InputError
 from electra_hf.recipe import parse_arguments
+from electra_hf.tasks.classifying import ClassifierTrainingArguments
+from electra_hf.tasks.finetuning import FinetuningArguments
 from electra_hf.training.arguments import PretrainingArguments
-from electra_hf.training.device import can_compile, choose_precision
+from electra_hf.training.device import can_compile, choose_precision, combine_launches
 
 
 @pytest.fixture
@@ -52,15 +57,16 @@ def test_without_a_c_compiler_a_gpu_trains_uncompiled(card, monkeypatch, tmp_pat
     assert not can_compile(use_cpu=False)
 
 
-def settle(monkeypatch, tmp_path, *flags, precision="fp32", compiles=False):
-    """The arguments on a device that decides so, as a recipe parses them."""
-    monkeypatch.setattr("electra_hf.training.arguments.choose_precision", lambda use_cpu: precision)
+def settle(monkeypatch, tmp_path, *flags, precision="fp32", compiles=False, recipe=PretrainingArguments):
+    """What a device that decides so makes of the arguments, as a recipe parses them."""
+    monkeypatch.setattr("electra_hf.training.device.choose_precision", lambda use_cpu: precision)
     monkeypatch.setattr("electra_hf.training.arguments.can_compile", lambda use_cpu: compiles)
     fixed = ["--output_dir", str(tmp_path), "--use_cpu", "true", "--report_to", "none"]
-    (arguments,) = parse_arguments(PretrainingArguments, argv=[*fixed, *flags])
+    (arguments,) = parse_arguments(recipe, argv=[*fixed, *flags])
     return arguments.bf16, arguments.fp16, arguments.torch_compile
 
 
+@pytest.mark.parametrize("recipe", [PretrainingArguments, FinetuningArguments, ClassifierTrainingArguments])
 @pytest.mark.parametrize(
     ("flags", "precision", "expected"),
     [
@@ -70,14 +76,17 @@ def settle(monkeypatch, tmp_path, *flags, precision="fp32", compiles=False):
         (["--bf16"], "fp16", (True, False, False)),
         (["--bf16", "false"], "bf16", (False, False, False)),
         (["--fp16"], "bf16", (False, True, False)),
-        (["--compile_on_gpu"], "bf16", (True, False, True)),
-        (["--compile_on_gpu", "--torch_compile", "false"], "bf16", (True, False, False)),
     ],
 )
 def test_the_device_decides_what_is_left_open_and_the_user_everything_else(
-    monkeypatch, tmp_path, flags, precision, expected
+    monkeypatch, tmp_path, recipe, flags, precision, expected
 ):
-    assert settle(monkeypatch, tmp_path, *flags, precision=precision, compiles=True) == expected
+    assert settle(monkeypatch, tmp_path, *flags, precision=precision, recipe=recipe) == expected
+
+
+@pytest.mark.parametrize(("flags", "compiled"), [([], True), (["--torch_compile", "false"], False)])
+def test_compile_on_gpu_compiles_where_that_works_unless_torch_compile_says_no(monkeypatch, tmp_path, flags, compiled):
+    assert settle(monkeypatch, tmp_path, "--compile_on_gpu", *flags, compiles=True) == (False, False, compiled)
 
 
 def test_compile_on_gpu_compiles_nothing_on_a_cpu_and_torch_compile_does(monkeypatch, tmp_path):
@@ -85,17 +94,43 @@ def test_compile_on_gpu_compiles_nothing_on_a_cpu_and_torch_compile_does(monkeyp
     assert settle(monkeypatch, tmp_path, "--torch_compile") == (False, False, True)
 
 
-def test_a_precision_that_accelerate_was_set_to_counts_as_chosen(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("device", "compiled", "combines"), [("cuda", True, True), ("cuda", False, False), ("cpu", True, False)]
+)
+def test_kernels_share_a_launch_where_a_step_is_compiled_for_a_gpu_alone(device, compiled, combines):
+    with torch._inductor.config.patch(combo_kernels=False):  # it puts the value back
+        combine_launches(SimpleNamespace(device=torch.device(device), torch_compile=compiled))
+        assert torch._inductor.config.combo_kernels is combines
+
+
+def test_the_trainer_asks_for_it(make_trainer, monkeypatch):
+    asked = []
+    monkeypatch.setattr("electra_hf.training.trainer.combine_launches", asked.append)
+    assert asked == [make_trainer().args]
+
+
+@pytest.mark.parametrize("recipe", [PretrainingArguments, FinetuningArguments])
+def test_a_precision_that_accelerate_was_set_to_counts_as_chosen(monkeypatch, tmp_path, recipe):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    assert settle(monkeypatch, tmp_path, precision="bf16") == (False, True, False)
+    assert settle(monkeypatch, tmp_path, precision="bf16", recipe=recipe) == (False, True, False)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # what accelerate says where nobody has chosen
-    assert settle(monkeypatch, tmp_path, precision="bf16") == (True, False, False)
+    assert settle(monkeypatch, tmp_path, precision="bf16", recipe=recipe) == (True, False, False)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_bf16_on_a_machine_without_a_gpu_is_refused_with_the_way_out(tmp_path):
+@pytest.mark.parametrize("recipe", [PretrainingArguments, FinetuningArguments])
+def test_bf16_on_a_machine_without_a_gpu_is_refused_with_the_way_out(tmp_path, recipe):
     with pytest.raises(InputError, match="bf16: there is no GPU here. Leave it out"):
-        PretrainingArguments(str(tmp_path), bf16=True, report_to="none")
+        recipe(str(tmp_path), bf16=True, report_to="none")
+
+
+@pytest.mark.parametrize("recipe", [PretrainingArguments, FinetuningArguments])
+def test_fp16_on_a_processor_is_refused_at_the_start_however_it_was_asked_for(tmp_path, monkeypatch, recipe):
+    with pytest.raises(InputError, match="fp16: only a GPU trains in it, .* Leave it out"):
+        recipe(str(tmp_path), fp16=True, use_cpu=True, report_to="none")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(InputError, match="fp16: only a GPU trains in it"):
+        recipe(str(tmp_path), use_cpu=True, report_to="none")
 
 
 def test_a_mac_trains_on_its_processor_because_its_gpu_has_no_float64(monkeypatch, tmp_path):

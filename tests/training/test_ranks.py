@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -157,46 +158,73 @@ def test_the_signal_of_one_process_ends_both_at_the_same_step_and_no_step_waits_
         assert report["asked"] == [{"all_reduce, CPU, goes on": 1}] * 19
 
 
-@pytest.fixture
-def train_by_row(monkeypatch):
-    """Runs the real recipe on so many processes of this machine; the losses of its steps, and its metrics."""
+def train_by_row(folder, processes, **settings):
+    """Through the real recipe, in `folder`: losses, metrics and output. Settings of None are left out.
+
+    Rows do not fill the last batch of an epoch, nor batches its last step.
+    """
+    network = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "hidden_size": 128}
+    network = json.dumps(json.loads(NETWORK) | network)
+    own = {"output_dir": f"run-{processes}", "per_device_train_batch_size": 8 // processes}
+    own |= {"gradient_accumulation_steps": 3, "logging_steps": 1, "generator": network, "discriminator": network}
+    own = SETTINGS | own | {"max_steps": 6, "save_steps": 6, "learning_rate": 1e-4, **settings}
+    flags = [part for name, value in own.items() if value is not None for part in (f"--{name}", value)]
     script = Path(__file__).parents[1] / "pretrain_by_row.py"
-    network = json.dumps(json.loads(NETWORK) | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+    output = torchrun(script, *flags, processes=processes, timeout=600)
+    state = json.loads((folder / own["output_dir"] / "checkpoint-6" / "trainer_state.json").read_text())
+    metrics = json.loads((folder / own["output_dir"] / "metrics.json").read_text())
+    return [log["loss"] for log in state["log_history"] if "loss" in log], metrics, output
 
-    def train(folder, processes, **changes):
-        monkeypatch.chdir(folder)
-        settings = SETTINGS | {"output_dir": f"run-{processes}", "generator": network, "discriminator": network}
-        settings |= {"max_steps": 6, "save_steps": 6, "logging_steps": 1, "learning_rate": 1e-4, **changes}
-        flags = [part for name, value in settings.items() if value is not None for part in (f"--{name}", value)]
-        torchrun(script, *flags, processes=processes)
-        run = folder / f"run-{processes}"
-        history = json.loads((run / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
-        return [log["loss"] for log in history if "loss" in log], json.loads((run / "metrics.json").read_text())
 
-    return train
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A folder with a corpus, and losses and metrics of one process there."""
+    folder = tmp_path_factory.mktemp("alone")
+    (folder / "corpus.txt").write_text(sentences("abcdefg"), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return folder, *train_by_row(folder, 1)[:2]
+
+
+# 1 MB, so that DistributedDataParallel and with it the compiler cut the pair into parts, as they do a large one.
+COMPILED = {"torch_compile": "true", "ddp_bucket_cap_mb": 1}
 
 
 @pytest.mark.slow
-def test_two_processes_with_accumulation_and_an_uneven_last_step_have_the_losses_of_one(machines, train_by_row):
-    """Rows do not fill the last batch of an epoch, nor batches its last step."""
-    (folder,) = machines("abcdefg")
-    (one, metrics), (two, others) = (
-        train_by_row(folder, processes, gradient_accumulation_steps=3, per_device_train_batch_size=8 // processes)
-        for processes in (1, 2)
-    )
-    assert len(set(one)) == 6 and two == pytest.approx(one, rel=1e-6)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="eager"),
+        pytest.param({**COMPILED, "torch_compile_backend": "aot_eager"}, id="traced"),
+        pytest.param(
+            COMPILED,
+            id="compiled",
+            marks=[
+                pytest.mark.sweep(0),  # compiling takes two minutes
+                pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU"),
+            ],
+        ),
+    ],
+)
+def test_two_processes_with_accumulation_and_an_uneven_last_step_have_the_losses_of_one(alone, monkeypatch, settings):
+    folder, losses_of_one, metrics_of_one = alone
+    monkeypatch.chdir(folder)
+    losses, metrics, output = train_by_row(folder, 2, resume_from_checkpoint="never", **settings)
+    assert f"Training on 2 × cpu, fp32, {'compiled' if settings else 'not compiled'}." in output
+    assert len(set(losses_of_one)) == 6 and losses == pytest.approx(losses_of_one, rel=1e-6)
     # An uneven step: fewer tokens than six of three micro-batches have.
-    assert metrics["train_tokens"] == others["train_tokens"] < 6 * 3 * 8 * 16
-    assert others["eval_loss"] == pytest.approx(metrics["eval_loss"], rel=1e-6)
+    assert metrics["train_tokens"] == metrics_of_one["train_tokens"] < 6 * 3 * 8 * 16
+    assert metrics["eval_loss"] == pytest.approx(metrics_of_one["eval_loss"], rel=1e-6)
 
 
 @pytest.mark.slow
-def test_two_processes_learn_from_shards_what_one_learns_with_accumulation(machines, train_by_row):
-    (folder,) = machines("abcdefg")
-    make_packed_rows(folder / "rows", sentences("abcdefg").splitlines(), vocab_size=64, tasks=3)
-    of_rows = {"packed_rows": "rows", "corpus_files": None, "test_share": None}
-    (one, metrics), (two, others) = (
-        train_by_row(folder, processes, gradient_accumulation_steps=2 // processes, **of_rows) for processes in (1, 2)
+def test_two_processes_learn_from_shards_what_one_learns_with_accumulation(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_packed_rows(tmp_path / "rows", sentences("abcdefg").splitlines(), vocab_size=64, tasks=3)
+    of_rows = {"packed_rows": "rows", "corpus_files": None, "test_share": None, "per_device_train_batch_size": 4}
+    (one, metrics, _), (two, others, _) = (
+        train_by_row(tmp_path, processes, gradient_accumulation_steps=2 // processes, **of_rows)
+        for processes in (1, 2)
     )
     assert len(set(one)) == 6 and two == pytest.approx(one, rel=1e-6)
     assert metrics["train_tokens"] == others["train_tokens"] == 6 * 2 * 4 * 16
