@@ -136,6 +136,20 @@ def test_a_card_counts_the_parameters_of_its_weights(run):
     assert f"It has {sum(p.numel() for p in model.parameters()):,} parameters" in text
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_length": 32}, "512 tokens at a time, but it learned on rows of 32, and no place after these"),
+        ({"max_length": 512}, "512 tokens at a time: cut longer text into windows."),
+        # Published networks may have learned the places before.
+        ({"max_length": 32, "discriminator_name_or_path": "me/electra"}, "512 tokens at a time: cut longer text"),
+    ],
+)
+def test_a_card_says_how_long_a_text_it_has_learned_to_read(run, settings, words):
+    (run / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | settings))
+    assert words in fill_discriminator_card(run).read_text()
+
+
 def test_a_missing_fact_is_said_and_never_made_up(tmp_path, save_model):
     save_model(tmp_path / "discriminator", ElectraForPreTraining)
     text = fill_discriminator_card(tmp_path).read_text()
