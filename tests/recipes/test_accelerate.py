@@ -45,11 +45,12 @@ def test_each_file_has_the_command_of_accelerate_and_of_torchrun_above_it(file):
     assert settings["num_processes"] == settings["num_machines"] * int(processes[1] if processes else 1)
 
 
-def test_the_rows_of_a_step_are_the_product_in_every_line_of_the_table():
+def test_the_rows_of_a_step_are_the_product_in_every_line_of_the_table_and_those_of_the_recipe():
+    recipe = yaml.safe_load((FOLDER.parent / "esperanto_small" / "pretrain.yaml").read_text())
     lines = re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", PAGE, re.MULTILINE)
     assert len(lines) >= 4
     for processes, batch, accumulation, rows in lines:
-        assert int(processes) * int(batch) * int(accumulation) == int(rows) == 128
+        assert int(processes) * int(batch) * int(accumulation) == int(rows) == recipe["per_device_train_batch_size"]
 
 
 def test_the_script_for_slurm_is_one_that_bash_reads_and_gives_each_machine_its_own_number(tmp_path):
