@@ -312,8 +312,10 @@ def test_a_machine_stops_for_the_fault_of_another_one_and_goes_on_when_both_are_
     # The one that failed is started first, and then the one that waited for it.
     second, first = machines(2, 1), machines(0, 2)
     assert next(second)[:2] == ("clean", 1)
-    for stage in ("duplicates", "texts"):
+    for stage in ("duplicates", "bands", "links"):
         assert [next(machine)[:2] for machine in (first, second)] == [(stage, 2), (stage, 1)]
+    assert next(first)[:2] == ("clusters", 1)
+    assert [next(machine)[:2] for machine in (first, second)] == [("texts", 2), ("texts", 1)]
     assert [next(first)[:2] for _ in range(2)] == [("tokenizer", 1), ("rows", 2)]
     assert next(second)[:2] == ("rows", 1)
     assert list(first) == [] and list(second) == []
